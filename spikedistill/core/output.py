@@ -1,0 +1,26 @@
+"""What a model returned, time first. An ANN is a spiking network with T = 1, and T = 1 broadcasts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Output:
+    """logits [T, B, C] and the taps asked for, name -> [T, B, ...]."""
+
+    logits: Tensor
+    taps: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def at(self, t: slice) -> "Output":
+        """A slice of time. What has T = 1 while the logits have more is the same at every step and stays."""
+        steps = len(self.logits)
+        if steps == 1:
+            return self
+        return Output(self.logits[t], {k: x[t] if len(x) == steps else x for k, x in self.taps.items()})
+
+
+def rate(x: Tensor) -> Tensor:
+    """[T, B, ...] -> [B, ...]: the mean over time."""
+    return x.mean(0)

@@ -1,0 +1,59 @@
+"""One training step as a table: passes of models over streams of the batch, and what objectives may look at."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from spikedistill.core.output import Output
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass to make in every step.
+
+    model: any module that gives logits.  x: the stream of the batch that it reads.
+    steps: T where the input is static; None for the model's own.
+    grad: True trains the model; False runs it in evaluation mode without a graph.
+    """
+
+    model: nn.Module
+    x: str = "x"
+    steps: int | None = None
+    grad: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """Everything that an objective may look at: the batch, the output of every pass, and progress in [0, 1]."""
+
+    batch: Batch
+    passes: Mapping[str, Output]
+    progress: float = 0.0
+
+    def __getitem__(self, name: str) -> Output:
+        try:
+            return self.passes[name]
+        except KeyError:
+            raise KeyError(f"no pass '{name}' in this step: there are {', '.join(self.passes)}") from None
+
+    @property
+    def student(self) -> Output:
+        return self["student"]
+
+    @property
+    def teacher(self) -> Output:
+        return self["teacher"]
+
+    def at(self, t: slice) -> "Step":
+        """A slice of time of every pass (those with T = 1 stay whole)."""
+        return replace(self, passes={name: out.at(t) for name, out in self.passes.items()})
+
+
+Objective = Callable[[Step], Tensor]
+"""Any function of a Step to a scalar; an nn.Module where it owns weights or hyperparameters.
+
+`.taps`, where it has them, say what it needs: {"student": ["stage3"], "teacher": ["layer3"]}.
+"""

@@ -1,0 +1,247 @@
+"""Batches of one split: `Tensors` holds it in memory, `Files` decodes it as it goes.
+
+Nothing here keeps state. The order of an epoch is a pure function of (seed, epoch) and every random draw of
+(seed, epoch, batch number) or (seed, epoch, sample), so a run resumed at epoch e, batch k reads to the bit what
+the uninterrupted run would have read.
+
+A batch is `{"x": float32 [B,C,H,W] in [0,1], "y": int64 [B], "index": int64 [B]}`. x is not normalised by mean
+and std: models do that. `index` is the position in the original training set, a stable key for caches.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+Batch = dict[str, Tensor]
+Augment = Callable[[Tensor, torch.Generator], Tensor]  # float [B,C,H,W], CPU generator -> the same shape
+
+
+class DataError(ValueError):
+    """Something is wrong with the data, or with how it was asked for. The message says what to change."""
+
+
+class MissingData(DataError, FileNotFoundError):
+    """The files of a data set are not there. The message says where they were looked for and how to get them."""
+
+
+def mix(*keys: object) -> int:
+    """A 63-bit seed out of any keys, the same on every machine and in every process."""
+    return int.from_bytes(hashlib.blake2b(repr(keys).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator(*keys: object) -> torch.Generator:
+    return torch.Generator().manual_seed(mix(*keys))
+
+
+@contextmanager
+def seeded(*keys: object) -> Iterator[None]:
+    """The global CPU generators of torch, random and numpy, seeded from keys inside and as they were afterwards."""
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    seed = mix(*keys)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU too
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])
+
+
+def scaled(x: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [0,1]; anything else -> float32 as it is. 4-D comes out channels_last."""
+    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    floats = x.to(torch.float32, memory_format=layout)
+    return floats.div_(255) if x.dtype == torch.uint8 else floats.contiguous(memory_format=layout)
+
+
+def as_image(image: Any) -> Tensor:
+    """A sample as a tensor [C,H,W]: a tensor is taken as it is, a PIL image or array is [H,W] or [H,W,C]."""
+    if isinstance(image, Tensor):
+        return image
+    array = np.array(image)
+    array = array.astype(np.uint8) * 255 if array.dtype == bool else array
+    return torch.from_numpy(array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0))
+
+
+def _check(split: "Tensors | Files", samples: int) -> None:
+    if split.batch_size < 1:
+        raise DataError(f"batch_size must be at least 1, not {split.batch_size}")
+    if split.drop_last and 0 < samples < split.batch_size:
+        raise DataError(f"{samples} samples make no batch of {split.batch_size} when the last one is dropped")
+
+
+def _count(split: "Tensors | Files", world: int) -> int:
+    full, rest = divmod(split.samples, split.batch_size)
+    short = split.drop_last or (split.shuffle and rest < world)  # training: every rank needs a sample
+    return full + bool(rest and not short)
+
+
+def _plan(split: "Tensors | Files", epoch: int, start: int, rank: int, world: int) -> Iterator[tuple[int, Tensor]]:
+    """The number of each global batch from `start` on, and its rows in the split."""
+    if start < 0 or not 0 <= rank < world:
+        raise DataError(f"no such slice of an epoch: start={start}, rank={rank}, world={world}")
+    if split.shuffle and split.batch_size < world:
+        raise DataError(f"batch_size {split.batch_size} (over all ranks) is too small for {world} ranks")
+    n, size = split.samples, split.batch_size
+    order = torch.randperm(n, generator=generator(split.seed, "order", epoch)) if split.shuffle else torch.arange(n)
+    for number in range(start, _count(split, world)):
+        yield number, order[number * size : (number + 1) * size]
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """A split in memory.
+
+    images: uint8 (divided by 255 on the way out) or float, [N,C,H,W] or [N,T,C,H,W]; labels: int64 [N];
+    index: int64 [N], by default 0 .. N-1. `batch_size` counts the samples of all ranks together.
+    `shuffle` means training: with several ranks a last batch that would leave a rank empty is then dropped.
+    """
+
+    images: Any = field(repr=False)
+    labels: Tensor = field(repr=False)
+    index: Tensor = field(repr=False, default=None)  # type: ignore[assignment]
+    batch_size: int = 128
+    shuffle: bool = False
+    drop_last: bool = False
+    augment: Augment | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.index is None:
+            object.__setattr__(self, "index", torch.arange(len(self.images)))
+        if not len(self.images) == len(self.labels) == len(self.index):
+            raise DataError(f"{len(self.images)} images, {len(self.labels)} labels, {len(self.index)} index entries")
+        _check(self, len(self.images))
+
+    @property
+    def samples(self) -> int:
+        return len(self.images)
+
+    def batches(self, world: int = 1) -> int:
+        """Batches in an epoch on `world` ranks: one less than `len` where the last is too small for them."""
+        return _count(self, world)
+
+    def __len__(self) -> int:
+        return self.batches()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def to(self, device: torch.device | str) -> "Tensors":
+        """The same split, to the bit, held on a device; batches are then made there."""
+        images = torch.as_tensor(self.images).to(device)
+        return replace(self, images=images, labels=self.labels.to(device), index=self.index.to(device))
+
+    def epoch(self, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """The batches of an epoch from number `start` on; of each, this rank's samples `rank::world`.
+
+        The whole batch is augmented before it is sliced, so the ranks together see the single-process batch.
+        """
+        for number, rows in _plan(self, epoch, start, rank, world):
+            mine = rows[rank::world]
+            if self.augment is None:
+                x = scaled(self._images(mine))
+            else:
+                x = self.augment(scaled(self._images(rows)), generator(self.seed, "augment", epoch, number))
+                x = scaled(x[rank::world])
+            yield {"x": x, "y": self.labels[mine], "index": self.index[mine]}
+
+    def _images(self, rows: Tensor) -> Tensor:
+        return self.images[rows] if isinstance(self.images, Tensor) else torch.as_tensor(self.images[rows.numpy()])
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """A split decoded as it is read, by `workers` processes (0: here).
+
+    dataset: map-style, `dataset[i]` -> (image, label), the image as `as_image` takes it; index: int64 [N], the samples
+    that make up the split, by default all. Random transforms inside the data set may draw from the global generators
+    of torch, random and numpy: these are seeded from (seed, epoch, sample), so the workers change nothing. (A transform
+    that carries a generator of its own is out of reach.) `augment` is applied to each sample by itself, in the worker,
+    seeded the same way; so no rank decodes another's samples. The rest is as in `Tensors`.
+    """
+
+    dataset: Any = field(repr=False)
+    index: Tensor = field(repr=False, default=None)  # type: ignore[assignment]
+    batch_size: int = 128
+    shuffle: bool = False
+    drop_last: bool = False
+    augment: Augment | None = None
+    seed: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.index is None:
+            object.__setattr__(self, "index", torch.arange(len(self.dataset)))
+        _check(self, len(self.index))
+
+    @property
+    def samples(self) -> int:
+        return len(self.index)
+
+    def batches(self, world: int = 1) -> int:
+        """Batches in an epoch on `world` ranks: one less than `len` where the last is too small for them."""
+        return _count(self, world)
+
+    def __len__(self) -> int:
+        return self.batches()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def epoch(self, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """The batches of an epoch from number `start` on; of each, this rank's samples `rank::world`."""
+        rows = [rows[rank::world].tolist() for _, rows in _plan(self, epoch, start, rank, world)]
+        samples = _Epoch(self.dataset, self.index, self.augment, self.seed, epoch)
+        own = torch.Generator()  # else the loader would draw from the global one
+        yield from DataLoader(
+            samples,  # type: ignore[arg-type]
+            batch_sampler=rows,
+            num_workers=self.workers if rows else 0,
+            collate_fn=samples.collate,
+            generator=own,
+        )
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One epoch of a `Files`, as a data set: what the workers hold."""
+
+    dataset: Any
+    index: Tensor
+    augment: Augment | None
+    seed: int
+    epoch: int
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int, int]:
+        at = int(self.index[row])
+        with seeded(self.seed, self.epoch, at):
+            sample = self.dataset[at]
+        if not isinstance(sample, tuple | list) or len(sample) != 2:
+            raise DataError(f"sample {at} of the data set is a {type(sample).__name__}, not a pair (image, label)")
+        x = as_image(sample[0])[None]
+        if self.augment is not None:
+            x = self.augment(scaled(x), generator(self.seed, "augment", self.epoch, at))
+        return x[0], int(sample[1]), at
+
+    def collate(self, samples: list[tuple[Tensor, int, int]]) -> Batch:
+        if not samples:  # a rank left empty by the last batch of an evaluation
+            return {name: value[:0] for name, value in self.collate([self[0]]).items()}
+        images, labels, index = zip(*samples, strict=True)
+        if len({x.shape for x in images}) > 1:
+            odd = next(i for i, x in enumerate(images) if x.shape != images[0].shape)
+            raise DataError(
+                f"samples of different shapes: {index[0]} is {list(images[0].shape)}, {index[odd]} is "
+                f"{list(images[odd].shape)}; resize them in the data set"
+            )
+        return {"x": scaled(torch.stack(images)), "y": torch.tensor(labels), "index": torch.tensor(index)}

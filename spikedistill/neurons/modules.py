@@ -1,0 +1,112 @@
+"""Neuron layers: the parameters of a neuron and a call. No state survives a call."""
+
+from math import log
+
+import torch
+from torch import Tensor, nn
+
+from spikedistill.neurons import kernels
+from spikedistill.neurons.functional import neuron
+from spikedistill.neurons.surrogate import ATan, Surrogate
+
+
+def listened(module: nn.Module) -> bool:
+    """Whether somebody waits for the output of this module, so that it has to be called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+class Neuron(nn.Module):
+    """What IF, LIF and PLIF share: threshold, reset, surrogate and the call.
+
+    v_th: firing threshold.  v_reset: potential after a spike; None subtracts v_th instead (soft reset).
+    strict: fire at H > v_th instead of H >= v_th.  detach_reset: no gradient through the spike in the reset.
+
+    The child `v` receives the potentials after reset, [T, B, ...], only while it is tapped (`"stage3.neuron.v"`).
+    """
+
+    def __init__(
+        self,
+        v_th: float = 1.0,
+        v_reset: float | None = 0.0,
+        strict: bool = False,
+        detach_reset: bool = True,
+        surrogate: Surrogate = ATan(),
+    ):
+        super().__init__()
+        self.v_th, self.v_reset, self.strict = v_th, v_reset, strict
+        self.detach_reset, self.surrogate = detach_reset, surrogate
+        self.v = nn.Identity()
+
+    def coefficients(self) -> tuple[float | Tensor, float | Tensor]:
+        """decay and gain of the charge."""
+        raise NotImplementedError
+
+    @property
+    def how(self) -> dict:
+        """The keyword arguments that every form of the neuron takes."""
+        names = ("v_th", "v_reset", "strict", "detach_reset", "surrogate")
+        return {name: getattr(self, name) for name in names}
+
+    def forward(self, x: Tensor, steps: int | None = None) -> Tensor:
+        """Currents [T, B, ...] (or [1, B, ...] with `steps` = T for a constant input) -> spikes [T, B, ...]."""
+        if not listened(self.v):
+            return kernels.neuron(x, *self.coefficients(), **self.how, steps=steps)
+        spikes, v = neuron(x, *self.coefficients(), **self.how, steps=steps)
+        self.v(v)
+        return spikes
+
+    def run(self, x: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Currents [T, B, ...] and a potential to start from -> spikes and the last potential: for streams."""
+        spikes, v = neuron(x, *self.coefficients(), **self.how, v0=v0)
+        return spikes, v[-1]
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v}" for k, v in self.how.items())
+
+
+class IF(Neuron):
+    """Integrate and fire."""
+
+    def coefficients(self) -> tuple[float, float]:
+        return 1.0, 1.0
+
+
+class LIF(Neuron):
+    """Leaky integrate and fire. tau: membrane time constant in steps, > 1. decay_input: the leak scales the input too."""
+
+    def __init__(self, tau: float = 2.0, decay_input: bool = True, **how):
+        super().__init__(**how)
+        if tau < 1:
+            raise ValueError(f"tau must be at least 1, got {tau}")
+        self.tau, self.decay_input = tau, decay_input
+
+    def coefficients(self) -> tuple[float, float]:
+        return 1 - 1 / self.tau, 1 / self.tau if self.decay_input else 1.0
+
+    def extra_repr(self) -> str:
+        return f"tau={self.tau}, decay_input={self.decay_input}, {super().extra_repr()}"
+
+
+class PLIF(Neuron):
+    """LIF with a learned leak 1/tau = sigmoid(w), one w a layer. tau: its value at the start, > 1."""
+
+    def __init__(self, tau: float = 2.0, decay_input: bool = True, **how):
+        super().__init__(**how)
+        if tau <= 1:
+            raise ValueError(f"tau must be above 1, got {tau}")
+        self.decay_input = decay_input
+        self.w = nn.Parameter(torch.tensor(-log(tau - 1)))
+
+    def coefficients(self) -> tuple[Tensor, float | Tensor]:
+        leak = torch.sigmoid(self.w)
+        return 1 - leak, leak if self.decay_input else 1.0
+
+    def extra_repr(self) -> str:
+        return f"decay_input={self.decay_input}, {super().extra_repr()}"
+
+
+class ReLU(nn.ReLU):
+    """The neuron of an ANN twin: rectifies, at every time step it is given, and keeps T = 1 for a static input."""
+
+    def forward(self, input: Tensor, steps: int | None = None) -> Tensor:
+        return super().forward(input)
