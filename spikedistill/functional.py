@@ -1,7 +1,13 @@
 """Formulas that two or more methods use: pure functions of tensors, means over the batch."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least float32, so that sums of bf16 features are exact enough."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def kd_loss(student: Tensor, teacher: Tensor, tau: float) -> Tensor:  # [B, C], [B, C] -> []

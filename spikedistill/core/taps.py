@@ -65,6 +65,18 @@ def time_first(x: Tensor, steps: int, batch: int, tap: str) -> Tensor:
     raise TapError(f"tap '{tap}' has shape {list(x.shape)}, which fits neither T={steps} nor B={batch}")
 
 
+def published(model: nn.Module, tap: str, who: str) -> tuple[str, int]:
+    """A tap and its channels from `model.dims`; the last one where `tap` is empty. TapError where there is none."""
+    dims: dict[str, int] = getattr(model, "dims", {})
+    tap = tap or next(reversed(dims), "")
+    if tap not in dims:
+        what = f"publishes no tap '{tap}'" if tap else "publishes no taps"
+        near = get_close_matches(tap, dims, 1, 0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"valid: {', '.join(dims)}" if dims else "set its `dims`"
+        raise TapError(f"{who} ({type(model).__name__}) {what}: {hint}")
+    return tap, dims[tap]
+
+
 class eval_mode:
     """Within it, a model is in evaluation mode; after it, every submodule is in its own mode again."""
 

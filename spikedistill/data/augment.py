@@ -8,8 +8,8 @@ per sample and returns a new tensor of the same shape. Draws are made on the CPU
 import ast
 import difflib
 import math
-from dataclasses import dataclass, fields
-from dataclasses import field as _field
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,11 @@ from torch import Generator, Tensor
 from .batches import Augment, DataError
 
 
-def _in(low: float, high: float, **default: float):  # a parameter and its valid range
-    return _field(metadata={"range": (low, high)}, **default)
+def _in(low: float, high: float, default: Any = MISSING) -> Any:  # a parameter and its valid range
+    return field(default=default, metadata={"range": (low, high)})
 
 
-def _range(f) -> str:
+def _range(f: Field) -> str:
     low, high = f.metadata["range"]
     return f"{f.name} is {'a whole number' if f.type is int else 'a number'} from {low} to {high}"
 
@@ -31,18 +31,19 @@ def _usage(word: str) -> str:
     return f"{word}({', '.join(f.name for f in fields(WORDS[word]))})"
 
 
+@dataclass(frozen=True, repr=False)
 class _Word:
     """What the augmentations share: their arguments are checked, and they print as they are written."""
 
     def __post_init__(self) -> None:
-        for f in fields(self):  # type: ignore[arg-type]
+        for f in fields(self):
             value, (low, high) = getattr(self, f.name), f.metadata["range"]
             number = isinstance(value, int if f.type is int else int | float) and not isinstance(value, bool)
             if not number or not low <= value <= high:
                 raise DataError(f"{_usage(type(self).__name__)}: {_range(f)}, not {value!r}")
 
     def __repr__(self) -> str:
-        values = [(getattr(self, f.name), f.default) for f in fields(self)]  # type: ignore[arg-type]
+        values = [(getattr(self, f.name), f.default) for f in fields(self)]
         plain = all(value == default for value, default in values)
         return type(self).__name__ + ("" if plain else f"({', '.join(repr(value) for value, _ in values)})")
 
@@ -64,7 +65,7 @@ def _fits(word: _Word, pixels: int, x: Tensor) -> None:
 class flip(_Word):
     """Left and right swapped, with probability p."""
 
-    p: float = _in(0, 1, default=0.5)
+    p: float = _in(0, 1, 0.5)
 
     def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         return torch.where(_each(_uniform(x, generator, 0, 1) < self.p, x), x.flip(-1), x)
@@ -158,7 +159,9 @@ def parse(text: str) -> Augment | None:
         return None
     try:
         parts = _parts(ast.parse(text.strip(), mode="eval").body, text)
-    except SyntaxError:
+    except DataError:
+        raise
+    except (SyntaxError, ValueError):
         raise DataError(f"cannot read the augmentation {text!r}: write it like 'flip|shift(2)', or 'none'") from None
     return parts[0] if len(parts) == 1 else chain(tuple(parts))
 
@@ -173,13 +176,15 @@ def _parts(node: ast.expr, text: str) -> list[Augment]:
     if word not in WORDS:
         near = difflib.get_close_matches(word, WORDS, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"unknown augmentation {word!r} in {text!r}: {hint}Valid: {', '.join(map(_usage, WORDS))}; none")
+        raise DataError(
+            f"unknown augmentation {word!r} in {text!r}: {hint}Valid: {', '.join(map(_usage, WORDS))}; none"
+        )
     try:
         args = [ast.literal_eval(value) for value in call.args]
-        named = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+        named = {k.arg or "**": ast.literal_eval(k.value) for k in call.keywords}
         return [WORDS[word](*args, **named)]  # type: ignore[list-item]
     except DataError:
         raise
     except (TypeError, ValueError):
-        ranges = "; ".join(map(_range, fields(WORDS[word])))  # type: ignore[arg-type]
+        ranges = "; ".join(map(_range, fields(WORDS[word])))
         raise DataError(f"wrong arguments of {word} in {text!r}: it is {_usage(word)}, where {ranges}") from None

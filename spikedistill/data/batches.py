@@ -73,33 +73,54 @@ def as_image(image: Any) -> Tensor:
     return torch.from_numpy(array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0))
 
 
-def _check(split: "Tensors | Files", samples: int) -> None:
-    if split.batch_size < 1:
-        raise DataError(f"batch_size must be at least 1, not {split.batch_size}")
-    if split.drop_last and 0 < samples < split.batch_size:
-        raise DataError(f"{samples} samples make no batch of {split.batch_size} when the last one is dropped")
+class _Epochs:
+    """What both splits share: the order of an epoch, cut into batches."""
 
+    batch_size: int
+    shuffle: bool
+    drop_last: bool
+    seed: int
+    index: Tensor
 
-def _count(split: "Tensors | Files", world: int) -> int:
-    full, rest = divmod(split.samples, split.batch_size)
-    short = split.drop_last or (split.shuffle and rest < world)  # training: every rank needs a sample
-    return full + bool(rest and not short)
+    def _check(self) -> None:
+        if self.batch_size < 1:
+            raise DataError(f"batch_size must be at least 1, not {self.batch_size}")
+        if self.drop_last and 0 < self.samples < self.batch_size:
+            raise DataError(f"{self.samples} samples make no batch of {self.batch_size} when the last one is dropped")
 
+    @property
+    def samples(self) -> int:
+        return len(self.index)
 
-def _plan(split: "Tensors | Files", epoch: int, start: int, rank: int, world: int) -> Iterator[tuple[int, Tensor]]:
-    """The number of each global batch from `start` on, and its rows in the split."""
-    if start < 0 or not 0 <= rank < world:
-        raise DataError(f"no such slice of an epoch: start={start}, rank={rank}, world={world}")
-    if split.shuffle and split.batch_size < world:
-        raise DataError(f"batch_size {split.batch_size} (over all ranks) is too small for {world} ranks")
-    n, size = split.samples, split.batch_size
-    order = torch.randperm(n, generator=generator(split.seed, "order", epoch)) if split.shuffle else torch.arange(n)
-    for number in range(start, _count(split, world)):
-        yield number, order[number * size : (number + 1) * size]
+    def batches(self, world: int = 1) -> int:
+        """Batches in an epoch on `world` ranks: one less than `len` where the last is too small for them."""
+        full, rest = divmod(self.samples, self.batch_size)
+        short = self.drop_last or (self.shuffle and rest < world)  # training: every rank needs a sample
+        return full + bool(rest and not short)
+
+    def __len__(self) -> int:
+        return self.batches()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def epoch(self, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        raise NotImplementedError
+
+    def self._plan(epoch: int, start: int, rank: int, world: int) -> Iterator[tuple[int, Tensor]]:
+        """The number of each global batch from `start` on, and its rows in the split."""
+        if start < 0 or not 0 <= rank < world:
+            raise DataError(f"no such slice of an epoch: start={start}, rank={rank}, world={world}")
+        if self.shuffle and self.batch_size < world:
+            raise DataError(f"batch_size {self.batch_size} (over all ranks) is too small for {world} ranks")
+        n, size = self.samples, self.batch_size
+        order = torch.randperm(n, generator=generator(self.seed, "order", epoch)) if self.shuffle else torch.arange(n)
+        for number in range(start, self.batches(world)):
+            yield number, order[number * size : (number + 1) * size]
 
 
 @dataclass(frozen=True, eq=False)
-class Tensors:
+class Tensors(_Epochs):
     """A split in memory.
 
     images: uint8 (divided by 255 on the way out) or float, [N,C,H,W] or [N,T,C,H,W]; labels: int64 [N];
@@ -121,21 +142,7 @@ class Tensors:
             object.__setattr__(self, "index", torch.arange(len(self.images)))
         if not len(self.images) == len(self.labels) == len(self.index):
             raise DataError(f"{len(self.images)} images, {len(self.labels)} labels, {len(self.index)} index entries")
-        _check(self, len(self.images))
-
-    @property
-    def samples(self) -> int:
-        return len(self.images)
-
-    def batches(self, world: int = 1) -> int:
-        """Batches in an epoch on `world` ranks: one less than `len` where the last is too small for them."""
-        return _count(self, world)
-
-    def __len__(self) -> int:
-        return self.batches()
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.epoch(0)
+        self._check()
 
     def to(self, device: torch.device | str) -> "Tensors":
         """The same split, to the bit, held on a device; batches are then made there."""
@@ -147,7 +154,7 @@ class Tensors:
 
         The whole batch is augmented before it is sliced, so the ranks together see the single-process batch.
         """
-        for number, rows in _plan(self, epoch, start, rank, world):
+        for number, rows in self._plan(epoch, start, rank, world):
             mine = rows[rank::world]
             if self.augment is None:
                 x = scaled(self._images(mine))
@@ -161,7 +168,7 @@ class Tensors:
 
 
 @dataclass(frozen=True, eq=False)
-class Files:
+class Files(_Epochs):
     """A split decoded as it is read, by `workers` processes (0: here).
 
     dataset: map-style, `dataset[i]` -> (image, label), the image as `as_image` takes it; index: int64 [N], the samples
@@ -183,25 +190,11 @@ class Files:
     def __post_init__(self) -> None:
         if self.index is None:
             object.__setattr__(self, "index", torch.arange(len(self.dataset)))
-        _check(self, len(self.index))
-
-    @property
-    def samples(self) -> int:
-        return len(self.index)
-
-    def batches(self, world: int = 1) -> int:
-        """Batches in an epoch on `world` ranks: one less than `len` where the last is too small for them."""
-        return _count(self, world)
-
-    def __len__(self) -> int:
-        return self.batches()
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.epoch(0)
+        self._check()
 
     def epoch(self, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """The batches of an epoch from number `start` on; of each, this rank's samples `rank::world`."""
-        rows = [rows[rank::world].tolist() for _, rows in _plan(self, epoch, start, rank, world)]
+        rows = [rows[rank::world].tolist() for _, rows in self._plan(epoch, start, rank, world)]
         samples = _Epoch(self.dataset, self.index, self.augment, self.seed, epoch)
         own = torch.Generator()  # else the loader would draw from the global one
         yield from DataLoader(

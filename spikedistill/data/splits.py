@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import augment as augments
-from .batches import Augment, DataError, Files, Tensors, as_image, scaled
+from .batches import Augment, DataError, Files, Tensors
 
 Split = Tensors | Files
 Part = tuple[Any, Tensor | None, Tensor | None]  # images or data set, labels, rows (None: all of them)
@@ -96,12 +96,13 @@ def build(
     licence: str = "",
     seed: int = 0,
     batch_size: int = 128,
-    augment: str | Augment | None = "none",
+    augment: str | Augment | None = "default",
+    default: str = "none",
     workers: int = 0,
 ) -> Data:
     """Parts -> Data: how training and evaluation read them is decided here, once.
 
-    Training shuffles, augments and drops an incomplete last batch (unless it is the only one); evaluation does
+    augment: a callable, or text for `parse`; "default" means the text in `default`. Training shuffles, augments and drops an incomplete last batch (unless it is the only one); evaluation does
     none of it.
     """
 
@@ -114,6 +115,7 @@ def build(
             return Tensors(source, labels, batch_size=size, seed=seed, **how)
         return Tensors(source[rows], labels[rows], rows, batch_size=size, seed=seed, **how)
 
+    augment = default if augment == "default" else augment
     change = augments.parse(augment) if isinstance(augment, str) else augment
     samples = len(train[0]) if train[2] is None else len(train[2])
     learn = split(train, batch_size, shuffle=True, drop_last=samples >= batch_size, augment=change)
@@ -231,15 +233,18 @@ def from_dataset(
     seed, workers, mean, std, licence) is as in `build`; mean and std come from 256 samples where not given.
     """
     for part, source in (("train", train), ("test", test)):
-        seen = as_image(Files(source)[0] if False else source[0][0])
-        if tuple(seen.shape) != tuple(shape):
-            raise DataError(f"{name}: {part} images are {list(seen.shape)}, not {list(shape)}")
+        seen = list(_some(Files(source, torch.tensor([0])))[0].shape)
+        if seen != list(shape):
+            raise DataError(f"{name}: {part} images are {seen}, not {list(shape)}")
     kept = held = None
     if valid:
-        labels = next((v for v in (labels, getattr(train, "targets", None), getattr(train, "labels", None)) if v is not None), None)
+        labels = getattr(train, "targets", getattr(train, "labels", None)) if labels is None else labels
         if labels is None or len(labels) != len(train):
             raise DataError(f"{name}: to hold out validation, give the {len(train)} training labels, or valid=0")
-        kept, held = hold_out(torch.as_tensor(labels).long(), valid)
+        labels = torch.as_tensor(labels).long()
+        if int(labels.min()) < 0 or int(labels.max()) >= len(classes):
+            raise DataError(f"{name}: labels go from {labels.min()} to {labels.max()}: not 0 to {len(classes) - 1}")
+        kept, held = hold_out(labels, valid)
     return build(
         name,
         (train, None, kept),

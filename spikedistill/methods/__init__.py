@@ -1,0 +1,13 @@
+"""Published methods, one file a paper. The last function of a file is named after the method and gives its Plan."""
+
+from inspect import isfunction
+
+from spikedistill.methods.bkd import bkd  # 2024 Xu et al., ECCV, arXiv:2407.09083
+from spikedistill.methods.ce import ce  # direct training
+from spikedistill.methods.kd import kd  # 2015 Hinton et al., arXiv:1503.02531
+from spikedistill.methods.tet import tet  # 2022 Deng et al., ICLR, arXiv:2202.11946
+
+METHODS = {name: function for name, function in sorted(globals().items()) if isfunction(function)}
+del METHODS["isfunction"]
+
+__all__ = [*METHODS]

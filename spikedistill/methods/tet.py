@@ -1,0 +1,48 @@
+"""Temporal efficient training (TET): the label at every time step.
+
+    L = (1 - lam) (1/T) sum_t CE(z[t], y)  +  lam mean( (z - phi)^2 )      mean over all T, B, C
+
+Reference: Deng, Li, Zhang, Gu, ICLR 2022, https://arxiv.org/abs/2202.11946, eq. 9 to 11.
+Evidence: code
+The second term keeps single outputs from running away; with lam = 0 it is left out. Prediction stays the time mean.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spikedistill.core.plan import Plan
+from spikedistill.core.step import Pass, Step
+from spikedistill.objectives import CE, PerStep
+from spikedistill.spec import Share
+
+
+def tet_loss(z: Tensor, y: Tensor, lam: float = 0.05, phi: float = 1.0) -> Tensor:  # [T, B, C], [B] -> []
+    """The loss of the paper as one number."""
+    per_step = F.cross_entropy(z.flatten(0, 1), y.repeat(len(z)))
+    return (1 - lam) * per_step + lam * spread(z, phi) if lam else per_step
+
+
+def spread(z: Tensor, phi: float) -> Tensor:  # [T, B, C] -> []
+    """Mean square distance of all logits to phi."""
+    return (z - phi).square().mean()
+
+
+class Spread(nn.Module):
+    """`spread` of the student's logits."""
+
+    def __init__(self, phi: float = 1.0):
+        super().__init__()
+        self.phi = phi
+
+    def forward(self, step: Step) -> Tensor:
+        return spread(step.student.logits, self.phi)
+
+
+def tet(student: nn.Module, teacher: nn.Module | None = None, *, lam: Share = 0.05, phi: float = 1.0) -> Plan:
+    """Train on the labels at every time step.
+
+    lam: share of the mean-square term; the paper has 0.05 on CIFAR, 0.001 on ImageNet and CIFAR10-DVS.
+    phi: what the logits are drawn to, the firing threshold in the paper.
+    """
+    loss = {"ce_per_step": (1 - lam, PerStep(CE()))} | ({"spread": (lam, Spread(phi))} if lam else {})
+    return Plan({"student": Pass(student, grad=True)}, loss)

@@ -1,0 +1,123 @@
+"""What every method must do. A new method enrols with one line."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+
+from spikedistill.core.evaluate import evaluate
+from spikedistill.core.fit import Stage, Trainee, fit
+from spikedistill.core.plan import merge
+from spikedistill.core.step import Step
+from spikedistill.core.taps import call, infer
+from spikedistill.methods import METHODS, bkd, ce, kd, tet
+from tests.methods.toy import toy_batch, toy_student, toy_teacher
+
+# name -> (builder with settings that are not the defaults, pass names)
+ENROLLED = {
+    "ce": partial(ce, label_smoothing=0.1),
+    "tet": partial(tet, lam=0.1, phi=0.7),
+    "kd": partial(kd, tau=3.0, weight=0.7, ce=0.4),
+    "kd, per step": partial(kd, tau=3.0, per_step=True),
+    "bkd": partial(bkd, blur=0.0, weight=1e-3, wsld=0.5, tau=3.0),
+    "bkd, mean": partial(bkd, blur=0.0, weight=1.0, reduction="mean", hidden=3),
+}
+every = pytest.mark.parametrize("build", ENROLLED.values(), ids=ENROLLED.keys())
+
+
+def trainee_of(build, student=None, teacher=None):
+    torch.manual_seed(3)
+    plan = build(student or toy_student(), teacher or toy_teacher())
+    return Trainee(Stage([toy_batch()], **vars(plan)))
+
+
+def total_of(trainee, batch):
+    torch.manual_seed(4)
+    return trainee(batch, 0.5)[0]
+
+
+def test_every_method_is_enrolled():
+    assert {name.split(",")[0] for name in ENROLLED} == set(METHODS)
+
+
+@every
+def test_loss_is_a_finite_scalar_and_reaches_the_student_alone(build):
+    student, teacher = toy_student(), toy_teacher()
+    buffers = copy.deepcopy(teacher.state_dict())
+    trainee = trainee_of(build, student, teacher)
+    total = total_of(trainee, toy_batch())
+    assert total.ndim == 0 and total.isfinite()
+    total.backward()
+    reached = [p.grad is not None and p.grad.abs().max() > 0 for p in student.parameters()]
+    assert all(reached)
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(torch.equal(v, buffers[k]) for k, v in teacher.state_dict().items())
+
+
+@every
+def test_every_objective_that_owns_weights_trains_them(build):
+    trainee = trainee_of(build)
+    total_of(trainee, toy_batch()).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in trainee.objectives.parameters())
+
+
+@every
+def test_a_mean_over_the_batch(build):
+    trainee = trainee_of(build).eval()
+    batch = toy_batch()
+    value = total_of(trainee, batch)
+    twice = {k: torch.cat([v, v]) for k, v in batch.items()}
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(total_of(trainee, twice), value)
+    torch.testing.assert_close(total_of(trainee, {k: v[order] for k, v in batch.items()}), value)
+
+
+@every
+def test_each_term_needs_only_the_taps_it_declares(build):
+    student, teacher = toy_student(), toy_teacher()
+    trainee, batch = trainee_of(build, student, teacher), toy_batch()
+    for name, (_, objective) in trainee.loss.items():
+        taps = getattr(objective, "taps", {})
+        passes = {k: infer(p.model, batch["x"], p.steps, taps.get(k, ())) for k, p in trainee.passes.items()}
+        assert objective(Step(batch, passes, 0.5)).isfinite(), name
+
+
+@every
+@pytest.mark.parametrize("teacher_steps", [1, 3])
+@pytest.mark.parametrize("student_steps", [1, 3])
+def test_any_number_of_steps_on_either_side(build, teacher_steps, student_steps):
+    teacher = toy_teacher() if teacher_steps == 1 else toy_student(teacher_steps, seed=9)
+    assert total_of(trainee_of(build, toy_student(student_steps), teacher), toy_batch()).isfinite()
+
+
+@every
+def test_state_round_trip(build):
+    trainee, other = trainee_of(build), trainee_of(build, toy_student(seed=7))
+    other.load_state_dict(trainee.state_dict())
+    torch.testing.assert_close(total_of(other.eval(), toy_batch()), total_of(trainee.eval(), toy_batch()))
+
+
+@every
+def test_merges_with_itself_and_with_another(build):
+    student, teacher = toy_student(), toy_teacher()
+    plan = build(student, teacher)
+    assert merge(plan, plan).loss.keys() == plan.loss.keys()
+    own = {name: term for name, term in plan.loss.items() if name == "ce"}
+    extra = ce(student, label_smoothing=0.1 if "label_smoothing" in str(own) else 0.0)
+    if not own or own["ce"][0] == 1.0 and build is not ENROLLED["ce"]:
+        assert merge(plan, extra).loss.keys() == plan.loss.keys() | {"ce"}
+
+
+@every
+def test_trains_in_the_loop_and_leaves_a_plain_student(build):
+    student = toy_student()
+    before = copy.deepcopy(student.state_dict())
+    plan = build(student, toy_teacher())
+    batch = toy_batch(8)
+    result = fit(Stage([batch] * 3, **vars(plan), epochs=2, valid=[batch]), progress=False)
+    assert result["epochs"][-1]["loss"] < float("inf")
+    assert [*student.state_dict()] == [*before]
+    assert any(not torch.equal(v, before[k]) for k, v in student.state_dict().items())
+    assert call(student, batch["x"]).logits.shape == (3, 8, 4)
+    assert 0 <= evaluate(student, [batch])["accuracy"] <= 1

@@ -1,0 +1,24 @@
+"""The smallest student and teacher that have every signal a method may read."""
+
+import torch
+
+from spikedistill.models.small import small
+
+CLASSES, SIZE = 4, 8
+
+
+def toy_student(steps: int = 3, seed: int = 0):
+    torch.manual_seed(seed)
+    return small(classes=CLASSES, channels=2, steps=steps, widths=(5, 6), neuron="lif(v_th=0.5)")
+
+
+def toy_teacher(seed: int = 1):
+    """An ANN with other widths than the student."""
+    torch.manual_seed(seed)
+    return small(classes=CLASSES, channels=2, widths=(5, 7), neuron="relu")
+
+
+def toy_batch(batch: int = 4, seed: int = 2):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.rand(batch, 2, SIZE, SIZE, generator=g)
+    return {"x": x, "y": torch.randint(0, CLASSES, (batch,), generator=g), "index": torch.arange(batch)}
