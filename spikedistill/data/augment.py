@@ -116,7 +116,7 @@ class rotate(_Word):
         angle = _uniform(x, generator, -self.degrees, self.degrees) * (math.pi / 180)
         cos, sin, zero, (high, wide) = angle.cos(), angle.sin(), torch.zeros_like(angle), x.shape[-2:]
         theta = torch.stack([cos, -sin * high / wide, zero, sin * wide / high, cos, zero], 1).view(-1, 2, 3)
-        flat = x.reshape(len(x), -1, high, wide)
+        flat = x.flatten(1, -3)
         grid = F.affine_grid(theta, list(flat.shape), align_corners=False)
         return F.grid_sample(flat, grid.to(x.dtype), align_corners=False).view(x.shape)
 

@@ -73,16 +73,21 @@ def as_image(image: Any) -> Tensor:
     return torch.from_numpy(array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0))
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Epochs:
-    """What both splits share: the order of an epoch, cut into batches."""
+    """What both splits share: the order of an epoch, cut into batches.
 
-    batch_size: int
-    shuffle: bool
-    drop_last: bool
-    seed: int
-    index: Tensor
+    `batch_size` counts the samples of all ranks together. `shuffle` means training: with several ranks a last batch
+    that would leave a rank empty is then dropped (in evaluation the rank gets an empty batch).
+    """
 
-    def _check(self) -> None:
+    batch_size: int = 128
+    shuffle: bool = False
+    drop_last: bool = False
+    augment: Augment | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise DataError(f"batch_size must be at least 1, not {self.batch_size}")
         if self.drop_last and 0 < self.samples < self.batch_size:
@@ -90,7 +95,7 @@ class _Epochs:
 
     @property
     def samples(self) -> int:
-        return len(self.index)
+        return len(self.index)  # type: ignore[attr-defined]
 
     def batches(self, world: int = 1) -> int:
         """Batches in an epoch on `world` ranks: one less than `len` where the last is too small for them."""
@@ -105,9 +110,10 @@ class _Epochs:
         return self.epoch(0)
 
     def epoch(self, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """The batches of an epoch from number `start` on; of each, this rank's samples `rank::world`."""
         raise NotImplementedError
 
-    def self._plan(epoch: int, start: int, rank: int, world: int) -> Iterator[tuple[int, Tensor]]:
+    def _plan(self, epoch: int, start: int, rank: int, world: int) -> Iterator[tuple[int, Tensor]]:
         """The number of each global batch from `start` on, and its rows in the split."""
         if start < 0 or not 0 <= rank < world:
             raise DataError(f"no such slice of an epoch: start={start}, rank={rank}, world={world}")
@@ -124,36 +130,27 @@ class Tensors(_Epochs):
     """A split in memory.
 
     images: uint8 (divided by 255 on the way out) or float, [N,C,H,W] or [N,T,C,H,W]; labels: int64 [N];
-    index: int64 [N], by default 0 .. N-1. `batch_size` counts the samples of all ranks together.
-    `shuffle` means training: with several ranks a last batch that would leave a rank empty is then dropped.
+    index: int64 [N], by default 0 .. N-1. A batch is augmented whole and then sliced, so the ranks together see the
+    single-process batch.
     """
 
     images: Any = field(repr=False)
     labels: Tensor = field(repr=False)
     index: Tensor = field(repr=False, default=None)  # type: ignore[assignment]
-    batch_size: int = 128
-    shuffle: bool = False
-    drop_last: bool = False
-    augment: Augment | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.index is None:
             object.__setattr__(self, "index", torch.arange(len(self.images)))
         if not len(self.images) == len(self.labels) == len(self.index):
             raise DataError(f"{len(self.images)} images, {len(self.labels)} labels, {len(self.index)} index entries")
-        self._check()
+        super().__post_init__()
 
     def to(self, device: torch.device | str) -> "Tensors":
-        """The same split, to the bit, held on a device; batches are then made there."""
+        """The same split held on a device: batches are made there, from the same draws."""
         images = torch.as_tensor(self.images).to(device)
         return replace(self, images=images, labels=self.labels.to(device), index=self.index.to(device))
 
     def epoch(self, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """The batches of an epoch from number `start` on; of each, this rank's samples `rank::world`.
-
-        The whole batch is augmented before it is sliced, so the ranks together see the single-process batch.
-        """
         for number, rows in self._plan(epoch, start, rank, world):
             mine = rows[rank::world]
             if self.augment is None:
@@ -180,20 +177,14 @@ class Files(_Epochs):
 
     dataset: Any = field(repr=False)
     index: Tensor = field(repr=False, default=None)  # type: ignore[assignment]
-    batch_size: int = 128
-    shuffle: bool = False
-    drop_last: bool = False
-    augment: Augment | None = None
-    seed: int = 0
     workers: int = 0
 
     def __post_init__(self) -> None:
         if self.index is None:
             object.__setattr__(self, "index", torch.arange(len(self.dataset)))
-        self._check()
+        super().__post_init__()
 
     def epoch(self, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """The batches of an epoch from number `start` on; of each, this rank's samples `rank::world`."""
         rows = [rows[rank::world].tolist() for _, rows in self._plan(epoch, start, rank, world)]
         samples = _Epoch(self.dataset, self.index, self.augment, self.seed, epoch)
         own = torch.Generator()  # else the loader would draw from the global one
@@ -218,7 +209,7 @@ class _Epoch:
 
     def __getitem__(self, row: int) -> tuple[Tensor, int, int]:
         at = int(self.index[row])
-        with seeded(self.seed, self.epoch, at):
+        with seeded(self.seed, "sample", self.epoch, at):
             sample = self.dataset[at]
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             raise DataError(f"sample {at} of the data set is a {type(sample).__name__}, not a pair (image, label)")

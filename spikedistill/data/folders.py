@@ -41,8 +41,8 @@ def scan(path: Path) -> Scan:
     """List a folder of class folders. DataError: no such folder, no classes, classes with too few pictures."""
     if not path.is_dir():
         raise MissingData(f"no such folder: {path}")
-    parts = {part: path / part for part in ("train", "val", "test") if (path / part).is_dir()}
-    parts = {part: place for part, place in parts.items() if _folders(place)}
+    spelled = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
+    parts = {part: path / name for name, part in spelled.items() if (path / name).is_dir() and _folders(path / name)}
     parts = parts if "train" in parts else {"train": path}
     classes = tuple(p.name for p in _folders(parts["train"]))
     if not classes:
@@ -112,7 +112,7 @@ class Pictures:
 
 
 def folder(path: Path, *, size: int | None = None, valid: float = 0.1, **how: Any) -> Data:
-    """One folder a class; optionally path/train and path/test (or val) above them.
+    """One folder a class; optionally path/train, path/val (valid, validation) and path/test above them.
 
     Without test pictures a tenth is held out for testing, the same every time. val is the test set if there is no
     test, else the validation set. size: side of the square images, by default their common size if they have one,
@@ -146,6 +146,6 @@ def folder(path: Path, *, size: int | None = None, valid: float = 0.1, **how: An
         (source, labels, test),
         found.classes,
         pictures.shape,
-        default=f"flip|shift({max(1, min(pictures.shape[1:]) // 14)})",
+        default=f"flip|shift({min(64, max(1, min(pictures.shape[1:]) // 14))})",
         **how,
     )

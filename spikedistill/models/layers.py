@@ -4,14 +4,19 @@ Every activation is [T, B, ...]. A layer without dynamics sees T and B as one ba
 dict are those of torch. T = 1 means "the same at every step": a static image goes through the first convolution once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from spikedistill.neurons import LIF, Neuron, kernels, listened
+from spikedistill.neurons import LIF, Neuron, Triangle, kernels, listened, make
+from spikedistill.spec import SpecError, near
 
 MakeNeuron = Callable[[], nn.Module]
+NeuronName = str | MakeNeuron  # what builders take: 'lif', 'plif(tau=2.0)', 'relu', or something that makes one
+Choice = TypeVar("Choice")
 
 
 def over_time(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -39,6 +44,24 @@ class MaxPool2d(nn.MaxPool2d):
 class AvgPool2d(nn.AvgPool2d):
     def forward(self, input: Tensor) -> Tensor:
         return over_time(super().forward, input)
+
+
+class Dropout(nn.Dropout):
+    """Drops the same elements at every time step."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * F.dropout(torch.ones_like(input[:1]), self.p, self.training)
+
+
+class Vote(nn.Module):
+    """Averages groups of `size` neighbouring outputs: [..., size * C] -> [..., C]."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.size)).mean(-1)
 
 
 class Normalize(nn.Module):
@@ -81,3 +104,68 @@ def sequence(x: Tensor) -> Tensor:
     if x.ndim not in (4, 5):
         raise ValueError(f"expected images [B, C, H, W] or frames [T, B, C, H, W], got {list(x.shape)}")
     return x[None] if x.ndim == 4 else x
+
+
+class Stage(nn.Sequential):
+    """Layers in a row that take `steps`, of which the first may meet an input that is the same at every step."""
+
+    def forward(self, input: Tensor, steps: int | None = None) -> Tensor:
+        for layer in self:
+            input = layer(input, steps)
+        return input
+
+
+class Network(nn.Module):
+    """A model that takes images or frames in [0, 1] and returns logits [T, B, classes].
+
+    dims: its taps, name -> channels, in the order of the forward pass; the last is the map before pooling.
+    steps: T for images where the caller names none. mean, std: per channel, for what the model was trained on.
+    """
+
+    def __init__(self, channels: int, steps: int, mean: Sequence[float] = (), std: Sequence[float] = ()):
+        super().__init__()
+        if (len(mean) or len(std)) and not len(mean) == len(std) == channels:
+            given = f"mean={list(mean)} and std={list(std)}"
+            raise SpecError([f"{given}: a model of {channels} channels takes {channels} of each, or none"])
+        self.channels, self.steps = channels, steps
+        self.dims: dict[str, int] = {}
+        self.normalize = Normalize(mean, std) if len(mean) else nn.Identity()
+
+    def start(self, x: Tensor, steps: int | None) -> tuple[Tensor, int]:
+        """Images [B, C, H, W] or frames [T, B, C, H, W] -> normalised [1 or T, B, C, H, W], and T.
+
+        Raises ValueError for other shapes, and where the frames are not `steps` many.
+        """
+        frames = x.ndim == 5
+        x = sequence(x)
+        if x.shape[2] != self.channels:
+            raise ValueError(f"{type(self).__name__} was built for {self.channels} channels, got {list(x.shape)}")
+        if frames and steps not in (None, len(x)):
+            raise ValueError(f"the input has {len(x)} frames but steps={steps}: leave steps out, it is for images")
+        return self.normalize(x), len(x) if frames else steps or self.steps
+
+
+def make_neuron(neuron: NeuronName, **defaults: object) -> MakeNeuron:
+    """`neurons.make` with the settings of a family where the text names none; IF has no leak, so none of its own."""
+    if isinstance(neuron, str) and neuron.split("(")[0].strip() == "if":
+        defaults = {name: value for name, value in defaults.items() if name not in ("tau", "decay_input")}
+    return make(neuron, **defaults)
+
+
+def tet_neuron(neuron: NeuronName) -> MakeNeuron:
+    """`neuron` as in TET, https://arxiv.org/abs/2202.11946, where the text says no more: H = V/2 + X, fires above 1."""
+    return make_neuron(neuron, decay_input=False, strict=True, detach_reset=False, surrogate=Triangle(1.0))
+
+
+def choose(what: str, key: str, table: Mapping[str, Choice]) -> Choice:
+    """table[key], or SpecError with the nearest valid key."""
+    if key not in table:
+        raise SpecError([f"{what}='{key}' is unknown; {near(key, table)}"])
+    return table[key]
+
+
+def kaiming(model: nn.Module) -> None:
+    """Draw every convolution anew: Kaiming normal, fan out."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

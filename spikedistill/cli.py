@@ -1,0 +1,300 @@
+"""The command line. Top-level help imports no torch; a command imports what it needs."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from spikedistill.spec import SpecError, near
+
+app = App(name="spikedistill", help="Train spiking neural networks by knowledge distillation.", help_format="plaintext")
+Tokens = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
+
+KINDS = ("methods", "models", "data", "recipes")
+
+
+@app.command(name="list")
+def list_(kind: Literal["methods", "models", "data", "recipes"] | None = None) -> None:
+    """List methods, models, data or recipes, a line each; all four where none is named."""
+    from rich.console import Console
+    from rich.table import Table
+
+    for name in [kind] if kind else KINDS:
+        table = Table("name", "what it is", title=name, title_justify="left", box=None, pad_edge=False)
+        for entry, text in catalogue(name).items():
+            table.add_row(entry, text)
+        Console().print(table)
+
+
+def catalogue(kind: str) -> dict[str, str]:
+    """Name -> one line."""
+    if kind == "data":
+        from spikedistill import data
+
+        return data.names()
+    return {name: first_line(function) for name, function in things(kind).items()}
+
+
+def things(kind: str) -> dict[str, Callable]:
+    """Name -> builder, of methods, models or recipes."""
+    if kind == "methods":
+        from spikedistill.methods import METHODS
+
+        return METHODS
+    if kind == "models":
+        from spikedistill.models import MODELS
+
+        return MODELS
+    from spikedistill.recipes import RECIPES
+
+    return {name: module.run for name, module in RECIPES.items()}
+
+
+def first_line(function: Callable) -> str:
+    """The title of the file for methods and recipes, of the function for models."""
+    if function.__module__.startswith("spikedistill.models"):
+        return (function.__doc__ or "").strip().splitlines()[0]
+    return (sys.modules[function.__module__].__doc__ or "").strip().splitlines()[0]
+
+
+@app.command
+def show(name: str) -> None:
+    """Show what a method, model, data set or recipe is, its paper, and its settings with defaults and meaning."""
+    for kind in KINDS:
+        entries = catalogue(kind)
+        if name in entries:
+            break
+    else:
+        every = [entry for kind in KINDS for entry in catalogue(kind)]
+        raise SpecError([f"'{name}' is no method, model, data set or recipe; {near(name, every)}"])
+    if kind == "data":
+        print(f"{name}: {entries[name]}")
+        return
+    function = things(kind)[name]
+    module = sys.modules[function.__module__]
+    print(f"{name} ({kind[:-1]})\n")
+    if kind == "models":
+        print(_paragraphs(function))
+    print((module.__doc__ or "").strip(), "\n")
+    if kind == "recipes":
+        table_of(*config_rows(module.Config))
+    else:
+        table_of(*setting_rows(function, skip=2 if kind == "methods" else 0))
+
+
+def _paragraphs(function: Callable) -> str:
+    return (function.__doc__ or "").strip().splitlines()[0] + "\n"
+
+
+def setting_rows(function: Callable, skip: int) -> tuple[str, list[tuple[str, str, str, str]]]:
+    """Title and rows (name, type, default, meaning) of a builder's settings, the meaning from its docstring."""
+    import re
+    from inspect import Parameter as P
+    from typing import get_type_hints
+
+    from spikedistill.spec import settings, type_name
+
+    text = re.sub(r"\s+", " ", function.__doc__ or "")
+    names = settings(function, skip)
+    hints = get_type_hints(function, include_extras=True)
+    rows = []
+    for name, p in names.items():
+        # "name: meaning." up to the next "other: ", also where several share one meaning, "a, b: meaning."
+        found = re.search(rf"(?:^|[\s,]){name}(?:, \w+)*: (.*?)(?=(?: [\w, ]+: )|$)", text)
+        meaning = found.group(1).strip() if found else ""
+        rows.append((name, type_name(hints.get(name, Any)), "required" if p.default is P.empty else repr(p.default), meaning))
+    return "settings", rows
+
+
+def config_rows(config: Any) -> tuple[str, list[tuple[str, str, str, str]]]:
+    """Title and rows of a recipe's flags."""
+    from pydantic_core import PydanticUndefined
+
+    rows = []
+    for name, f in config.model_fields.items():
+        kind = getattr(f.annotation, "__name__", None) or str(f.annotation).replace("typing.", "")
+        limits = [str(m).replace("=", " ").lower() for m in f.metadata if type(m).__name__ in ("Gt", "Ge", "Lt", "Le")]
+        default = "required" if f.default is PydanticUndefined else repr(f.default)
+        rows.append((f"--{name.replace('_', '-')}", " ".join([kind, *limits]), default, f.description or ""))
+    return "flags", rows
+
+
+def table_of(title: str, rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not rows:
+        print("It has no settings.")
+        return
+    table = Table(title[:-1], "type", "default", "meaning", box=None, pad_edge=False, title_justify="left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)
+
+
+@app.command(help_flags=[])
+def distill(*tokens: Tokens) -> None:
+    """Train a student on your data, from your teacher, by one or more methods (`spikedistill distill --help`)."""
+    start("distill", tokens)
+
+
+@app.command(help_flags=[])
+def run(recipe: str = "", *tokens: Tokens) -> None:
+    """Run a recipe: `spikedistill run quickstart`; its flags: `spikedistill run quickstart --help`."""
+    from spikedistill.recipes import RECIPES
+
+    if recipe in ("", "--help", "-h"):
+        print("usage: spikedistill run RECIPE [--FLAG VALUE ...]\n")
+        return list_("recipes")
+    if recipe not in RECIPES:
+        raise SpecError([f"recipe '{recipe}' is unknown; {near(recipe, RECIPES)}"])
+    start(recipe, tokens)
+
+
+def start(recipe: str, tokens: Sequence[str]) -> None:
+    """Parse flags into a recipe's config, report every mistake at once, and run it."""
+    from spikedistill.recipes import RECIPES
+    from spikedistill.recipes.distill import check, read
+
+    module = RECIPES[recipe]
+    if "--help" in tokens or "-h" in tokens:
+        print((module.__doc__ or "").strip(), "\n")
+        print("  --config FILE takes the same settings from TOML, YAML or JSON; flags win over it.\n")
+        return table_of(*config_rows(module.Config))
+    settings, mistakes = flags(tokens)
+    if "config" in settings:
+        from_file, wrong = config_file(settings.pop("config"))
+        settings, mistakes = from_file | settings, mistakes + wrong
+    c, wrong = read(settings, module.Config)
+    mistakes += wrong
+    if c is not None and hasattr(module, "distill"):
+        mistakes += check(c)[1]
+    elif c is not None and hasattr(module, "check"):
+        mistakes += module.check(c)
+    if mistakes:
+        raise SpecError(mistakes)
+    result = module.run(c)
+    if recipe == "distill":
+        report(result)
+
+
+def flags(tokens: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """--a 1 --b.c=2 --on --no-off -> {"a": "1", "b": {"c": "2"}, "on": True, "off": False}, and mistakes."""
+    settings: dict[str, Any] = {}
+    mistakes, rest = [], list(tokens)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("--"):
+            mistakes.append(f"'{token}': expected a flag such as --{token.lstrip('-') or 'data'} VALUE")
+            continue
+        name, equals, value = token[2:].partition("=")
+        if not equals and rest and not _is_flag(rest[0]):
+            value, equals = rest.pop(0), "="
+        key = name.replace("-", "_")
+        setting: Any = value
+        if not equals:
+            key, setting = (key[3:], False) if key.startswith("no_") else (key, True)
+        *path, last = key.split(".")
+        place = settings
+        for part in path:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                mistakes.append(f"--{name}: '{part}' has a value already")
+                place = {}
+        if last in place:
+            mistakes.append(f"--{name} is given twice")
+        place[last] = setting
+    return settings, mistakes
+
+
+def _is_flag(token: str) -> bool:
+    return token.startswith("--") and len(token) > 2
+
+
+def config_file(name: Any) -> tuple[dict[str, Any], list[str]]:
+    """The settings in a TOML, YAML or JSON file, or a run folder's, and mistakes."""
+    path = Path(str(name))
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        text = path.read_text()
+        if path.suffix == ".toml":
+            import tomllib
+
+            content = tomllib.loads(text)
+        elif path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            content = yaml.safe_load(text)
+        elif path.suffix == ".json":
+            content = json.loads(text)
+        else:
+            return {}, [f"config: '{path}' should end in .toml, .yaml or .json"]
+    except OSError as error:
+        return {}, [f"config: cannot read '{path}': {error.strerror}"]
+    except Exception as error:
+        return {}, [f"config: '{path}' is not valid {path.suffix[1:].upper()}: {' '.join(str(error).split())}"]
+    if not isinstance(content, dict):
+        return {}, [f"config: '{path}' should hold settings by name, it holds a {type(content).__name__}"]
+    return {str(k).replace("-", "_"): v for k, v in content.items()}, []
+
+
+def report(result: dict[str, Any]) -> None:
+    """The result of one run, in a few lines."""
+    test, valid = result["test"], result.get("valid")
+    print(f"test accuracy       {test['accuracy']:.2%} of {test['samples']:,}" + (f"  (valid {valid['accuracy']:.2%})" if valid else ""))
+    if len(test["by_step"]) > 1:
+        print("at each time step   " + "  ".join(f"{a:.2%}" for a in test["by_step"]))
+    if act := result.get("activity"):
+        if act["rate"] is not None:
+            print(f"firing rate         {act['rate']:.4f} spikes per neuron and step")
+        ops = act["operations"]
+        print(f"operations          {ops['ac'] / 1e6:.2f} M additions, {ops['mac'] / 1e6:.2f} M multiplications an image")
+    print(f"parameters          {result['parameters']['student']:,}")
+    print(f"training            {result['train_seconds']:.0f} s, {result['precision']} on {result['device']}")
+    print(f"student             {Path(result['out']) / 'student.safetensors'}")
+
+
+@app.command
+def cp(recipe: str, target: Path | None = None) -> None:
+    """Copy a recipe's file into your folder, to change it and run it with python."""
+    from spikedistill.recipes import RECIPES
+
+    if recipe not in RECIPES:
+        raise SpecError([f"recipe '{recipe}' is unknown; {near(recipe, RECIPES)}"])
+    source = Path(str(RECIPES[recipe].__file__))
+    target = target or Path(source.name)
+    target = target / source.name if target.is_dir() else target
+    if target.exists():
+        raise SpecError([f"'{target}' exists and is not overwritten"])
+    target.write_text(source.read_text())
+    print(f"{target}: run it with  python {target} --help")
+
+
+def main(tokens: Sequence[str] | None = None) -> None:
+    """Run the command line. Exit code 2 and a sentence a mistake for what the user can mend."""
+    try:
+        app(tokens)
+    except SpecError as error:
+        fail(error.mistakes)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        # errors of ours that a user can act on, looked up by name so that nothing heavy is imported for this
+        if type(error).__name__ in ("TrainingError", "DataError", "MissingData", "TapError"):
+            fail([str(error)])
+        raise
+
+
+def fail(mistakes: Sequence[str]) -> None:
+    many = f"{len(mistakes)} mistakes:\n" if len(mistakes) > 1 else ""
+    print(f"error: {many}" + "\n".join(f"  {m}" if many else m for m in mistakes), file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,382 @@
+"""Your data, your teacher, a student, one or more methods by name.
+
+Run:    spikedistill distill --data fashion-mini --teacher runs/teacher --student small --method bkd --out runs/student
+A teacher is trained the same way: --student "small(neuron=relu)" --method ce
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from torch import nn
+
+from spikedistill import data as data_sets
+from spikedistill import models, runs
+from spikedistill.core.evaluate import evaluate
+from spikedistill.core.fit import Stage, Trainee, fit
+from spikedistill.core.plan import MergeError, Plan, merge
+from spikedistill.core.schedule import Schedule, cosine, steps, warmup
+from spikedistill.core.step import Step
+from spikedistill.core.taps import TapError, call, eval_mode
+from spikedistill.methods import METHODS
+from spikedistill.report.activity import activity
+from spikedistill.spec import SpecError, bind, near, parse
+
+
+class Config(BaseModel):
+    """Settings of `distill`. A method's own are given under its name: --bkd.blur 0.4, or "bkd(blur=0.4)"."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True, validate_default=True)
+
+    data: str = "fashion-mini"
+    """What to train on: a name of `spikedistill list data`, or folder:PATH with one folder of images per class."""
+    root: str | None = None
+    """Folder where the data set's files are."""
+    size: Annotated[int, Field(ge=4)] | None = None
+    """Height and width that images of a folder are brought to."""
+    augment: str = "default"
+    """Augmentation of training images, such as "flip|shift(2)", "none", or the data set's default."""
+    valid: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
+    """Share of the training data held out; every choice is made on it."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that decode images, where they do not fit in memory."""
+    teacher: str | None = None
+    """A run folder, timm:NAME, a model of `spikedistill list models`, or file.py:function."""
+    student: str = "small"
+    """A model of `spikedistill list models` with settings, "small(widths=(32, 64))", or file.py:function."""
+    method: list[str] = ["bkd"]
+    """One or more methods of `spikedistill list methods`, separated by commas."""
+    steps: Annotated[int, Field(ge=1)] = 4
+    """Time steps T of the student."""
+    epochs: Annotated[int, Field(ge=1)] = 10
+    """Passes over the training data."""
+    batch: Annotated[int, Field(ge=1)] = 128
+    """Images in a batch, over all processes."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """The optimiser."""
+    lr: Annotated[float, Field(gt=0)] = 0.005
+    """Highest learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Weight decay of weights; biases, norms and leaks have none."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """How the learning rate falls; step: by ten after half and three quarters."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of training over which the learning rate rises."""
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches per update."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights that is evaluated and kept."""
+    select: Literal["best", "last"] = "best"
+    """Keep the epoch with the best validation accuracy, or the last."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of initialisation, order and every random draw. The split is the same for every seed."""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """auto: bf16-mixed where the processor or GPU has it, else 32-true."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train."""
+    devices: Annotated[int, Field(ge=1)] = 1
+    """Processes (DDP), one a device; --accelerator cpu takes as many as you like."""
+    out: str = "runs/distill"
+    """Folder of the run. An interrupted run in it goes on; anything else in it is never overwritten."""
+    overwrite: bool = False
+    """Lose the run that is in `out`."""
+    save_every: Annotated[float, Field(ge=0)] = 30.0
+    """Seconds between checkpoints within an epoch."""
+    progress: bool = True
+    """Show progress."""
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return split(value) if isinstance(value, str) else value
+
+
+def split(text: str) -> list[str]:
+    """'kd,bkd(blur=0.4, tau=2)' -> ['kd', 'bkd(blur=0.4, tau=2)']: at commas outside brackets."""
+    words, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            words.append("")
+        else:
+            words[-1] += letter
+    return [word.strip() for word in words if word.strip()]
+
+
+def read(settings: Mapping[str, Any], config: type[BaseModel] = Config) -> tuple[Any, list[str]]:
+    """Settings -> a validated config and every mistake that can be found without loading anything."""
+    try:
+        c, mistakes = config.model_validate(dict(settings)), []
+    except ValidationError as error:
+        mistakes = []
+        for problem in error.errors():
+            path = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                mistakes.append(f"{path}: no such setting; {near(path, config.model_fields)}")
+            else:
+                expected = problem["msg"].replace("Input should be ", "it should be ")
+                mistakes.append(f"{path}: {problem['input']!r} will not do: {expected}")
+        good = {k: v for k, v in settings.items() if k not in {str(p["loc"][0]) for p in error.errors()}}
+        try:
+            c = config.model_validate(good)
+        except ValidationError:
+            c = None
+    return c, mistakes
+
+
+def check(c: Config, given: Iterable[str] = ()) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """The methods with their settings, and the mistakes in a config. `given` names what was passed as an object."""
+    chosen, mistakes, extra = [], [], dict(c.model_extra or {})
+    for text in c.method:
+        try:
+            name, positional, keywords = parse(text)
+        except SpecError as error:
+            mistakes += [f"method: {m}" for m in error.mistakes]
+            continue
+        if name not in METHODS:
+            mistakes.append(f"method: '{name}' is unknown; {near(name, METHODS)}")
+            continue
+        if positional:
+            mistakes.append(f"method: {text}: give settings by name, {name}(key=value)")
+        section = extra.pop(name, {})
+        if not isinstance(section, Mapping):
+            mistakes.append(f"{name}: {section!r} will not do: give settings as {name}.KEY")
+            section = {}
+        clean, wrong = bind(METHODS[name], keywords | dict(section), name, skip=2)
+        mistakes += wrong
+        chosen.append((name, clean))
+    if not c.method:
+        mistakes.append(f"method: none is given; {near('', METHODS)}")
+    for key, value in extra.items():
+        if key in METHODS and isinstance(value, Mapping):
+            mistakes.append(f"{key}: settings for a method that is not used; --method is {','.join(c.method)}")
+        else:
+            mistakes.append(f"{key}: no such setting; {near(key, [*Config.model_fields, *METHODS])}")
+    if "data" not in given:
+        mistakes += [f"data: {m}" for m in data_sets.check(c.data, root=c.root, size=c.size)]
+    if "student" not in given:
+        mistakes += [f"student: {m}" for m in models.check(c.student)]
+    if "teacher" not in given:
+        mistakes += [f"teacher: {m}" for m in check_teacher(c.teacher, [name for name, _ in chosen])]
+    try:
+        data_sets.parse("none" if c.augment == "default" else c.augment)
+    except ValueError as error:
+        mistakes.append(f"augment: {error}")
+    if c.accelerator == "cuda" and not torch.cuda.is_available():
+        mistakes.append("accelerator: this torch sees no CUDA device; use cpu or auto")
+    return chosen, mistakes
+
+
+def needs_teacher(method: str) -> bool:
+    """Whether a builder has no default for its teacher."""
+    from inspect import Parameter, signature
+
+    return [*signature(METHODS[method]).parameters.values()][1].default is Parameter.empty
+
+
+def check_teacher(teacher: str | None, methods: Sequence[str]) -> list[str]:
+    if teacher is None:
+        needy = [m for m in methods if needs_teacher(m)]
+        return [f"{', '.join(needy)} needs one: a run folder, timm:NAME or file.py:function"] if needy else []
+    if Path(teacher).exists() and ".py:" not in teacher:
+        try:
+            runs.about(teacher)
+        except SpecError as error:
+            return error.mistakes
+        return []
+    wrong = models.check(teacher)
+    if wrong and ("/" in teacher or teacher.startswith(".")) and ".py" not in teacher:
+        return [f"'{teacher}' does not exist: give a run folder, timm:NAME or file.py:function"]
+    if not wrong and not teacher.startswith("timm:") and ".py:" not in teacher:
+        hint = "train it first with --method ce, and give its run folder"
+        return [f"'{teacher}' is a model without weights: {hint}"]
+    return wrong
+
+
+def distill(
+    student: str | nn.Module = "small",
+    teacher: str | nn.Module | None = None,
+    data: "str | data_sets.Data" = "fashion-mini",
+    methods: str | Sequence[str] = "bkd",
+    **settings: Any,
+) -> dict[str, Any]:
+    """Distil a teacher into a spiking student and return what was measured (the content of `result.json`).
+
+    student, teacher, data: names as on the command line, or your own module and `spikedistill.data.from_tensors(...)`.
+    A module that is passed in is trained in place; `spikedistill.load(result["out"])` gives the student of a name.
+    settings: the flags of `spikedistill distill`, and method settings as bkd={"blur": 0.4}.
+    Raises SpecError listing every mistake in them before anything is loaded.
+    """
+    objects = {"student": student, "teacher": teacher, "data": data}
+    given = {k: v for k, v in objects.items() if v is not None and not isinstance(v, str)}
+    named = {k: v if isinstance(v, str) else f"<{type(v).__name__}>" for k, v in objects.items() if v is not None}
+    c, mistakes = read(named | {"method": methods} | settings)
+    if c is not None:
+        mistakes += check(c, given)[1]
+    if mistakes:
+        raise SpecError(mistakes)
+    return run(c, **given)
+
+
+def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, title: str = "") -> dict[str, Any]:
+    """Run a checked config; a model or data set given here is used in place of the one it names."""
+    out = Path(c.out)
+    finished = runs.open_run(out, c.model_dump(), c.overwrite)
+    if finished:
+        if isinstance(student, nn.Module):
+            runs.load(out, student)
+        say(c, f"{out} holds this finished run: nothing to do")
+        return finished
+    fabric = make_fabric(c)
+    if data is None:
+        data = data_sets.load(
+            c.data, root=c.root, valid=c.valid, batch_size=c.batch, augment=c.augment, size=c.size, workers=c.workers
+        )
+    torch.manual_seed(c.seed)
+    image = dict(classes=len(data.classes), channels=data.shape[0], mean=data.mean, std=data.std)
+    student = models.build(student or c.student, steps=c.steps, **image)
+    if teacher is None and c.teacher:
+        teacher = runs.load(c.teacher) if Path(c.teacher).exists() else models.build(c.teacher, **image)
+    probe = {k: v[:2] for k, v in next(iter(data.test)).items()}
+    for name, model in (("student", student), ("teacher", teacher)):
+        if model is not None:
+            fits(name, model, probe["x"], data.classes)
+    plan = planned(c, student, teacher)
+    stage = Stage(replace(data.train, seed=c.seed), **vars(plan), **training(c), valid=data.valid)
+    rehearse(stage, probe)
+    began = time.perf_counter()
+    title = title or f"{out.name} ({'+'.join(parse(m)[0] for m in c.method)})"
+    history = fit(stage, out, fabric=fabric, save_every=c.save_every, progress=c.progress, title=title)
+    result = measure(c, student, data, history, fabric)
+    result["wall_seconds"] = time.perf_counter() - began
+    result["parameters"] = {
+        "student": sum(p.numel() for p in student.parameters()),
+        "training_only": sum(p.numel() for p in Trainee(stage).objectives.parameters()),
+        "teacher": sum(p.numel() for p in teacher.parameters()) if teacher is not None else 0,
+    }
+    result["out"] = str(out)
+    if fabric.global_rank == 0:
+        runs.save(student, out / "student.safetensors", classes=list(data.classes), shape=list(data.shape))
+        runs.write_json(out / "result.json", result)
+    fabric.barrier()
+    return result
+
+
+def measure(c: Config, student: nn.Module, data: Any, history: dict[str, Any], fabric: Any) -> dict[str, Any]:
+    """What a result file holds. The test data are touched here and nowhere else, once."""
+    result: dict[str, Any] = {"test": evaluate(student, data.test, fabric=fabric)}
+    result["test"]["touched"] = "once, after training; every choice was made on the validation split"
+    if data.valid is not None:
+        result["valid"] = evaluate(student, data.valid, fabric=fabric)
+        with fabric.autocast():
+            result["activity"] = activity(student, data.valid)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    result |= {
+        "best_epoch": history["best"] + 1,
+        "epochs": len(history["epochs"]),
+        "train_seconds": history["seconds"],
+        "precision": str(fabric._precision.precision),
+        "device": str(fabric.device),
+        "processes": fabric.world_size,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if fabric.device.type == "cuda" else peak,
+        "seed": c.seed,
+    }
+    return result
+
+
+def make_fabric(c: Config) -> Any:
+    """Devices and precision of a config, launched."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    strategy = DDPStrategy(find_unused_parameters=True) if c.devices > 1 else "auto"
+    fabric = Fabric(c.accelerator, strategy, c.devices, precision=precision(c))
+    fabric.launch()
+    return fabric
+
+
+def precision(c: Config) -> Literal["32-true", "bf16-mixed"]:
+    """What `auto` means on this machine."""
+    if c.precision != "auto":
+        return c.precision
+    if c.accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    return "bf16-mixed" if torch.ops.mkldnn._is_mkldnn_bf16_supported() and bf16_is_fast() else "32-true"
+
+
+def bf16_is_fast() -> bool:
+    """Whether the processor multiplies bf16 itself (AVX-512 BF16 or AMX)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def training(c: Config) -> dict[str, Any]:
+    """The part of a Stage that is optimisation."""
+    if c.optimizer == "sgd":
+        optim = partial(torch.optim.SGD, lr=c.lr, momentum=0.9, weight_decay=c.weight_decay)
+    else:
+        optim = partial(torch.optim.AdamW, lr=c.lr, weight_decay=c.weight_decay, fused=True)
+    falls: dict[str, Schedule] = {"cosine": cosine(), "step": steps(), "constant": lambda p: 1.0}
+    lr = warmup(c.warmup, falls[c.schedule])
+    names = ("epochs", "clip", "accumulate", "ema", "select", "seed")
+    return {"optim": optim, "lr": lr} | {name: getattr(c, name) for name in names}
+
+
+def planned(c: Config, student: nn.Module, teacher: nn.Module | None) -> Plan:
+    """The merged plan of the config's methods. Raises SpecError naming the method that cannot be built."""
+    plans, mistakes = [], []
+    for name, settings in check(c, ("student", "teacher", "data"))[0]:
+        try:
+            plans.append(METHODS[name](student, teacher, **settings))
+        except TapError as error:
+            mistakes.append(f"{name}: {error}")
+    try:
+        if not mistakes:
+            return merge(*plans)
+    except MergeError as error:
+        mistakes.append(f"method: {' and '.join(c.method)} do not go together: {error}")
+    raise SpecError(mistakes)
+
+
+def fits(name: str, model: nn.Module, x: torch.Tensor, classes: Sequence[str]) -> None:
+    """Raise SpecError unless a model takes these images and gives a logit a class. Publishes `dims` where it has none."""
+    kind, shape = type(model).__name__, list(x.shape[1:])
+    device = next((p.device for p in model.parameters()), x.device)
+    try:
+        with eval_mode(model), torch.no_grad():
+            if not hasattr(model, "dims"):
+                model.dims = models.measure_dims(model, x.to(device))
+            logits = call(model, x.to(device)).logits
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise SpecError([f"{name}: {kind} cannot take images of {shape} (channels, height, width): {error}"]) from None
+    if logits.shape[-1] != len(classes):
+        raise SpecError(
+            [f"{name}: {kind} gives {logits.shape[-1]} classes (logits {list(logits.shape)}), the data have {len(classes)}"]
+        )
+
+
+def rehearse(stage: Stage, batch: dict[str, torch.Tensor]) -> None:
+    """Compute every term once on two images, in evaluation mode: what does not fit is found before training."""
+    trainee = Trainee(stage)
+    from spikedistill.core.fit import Passes
+
+    with eval_mode(trainee), torch.no_grad():
+        step = Step(batch, Passes(trainee, batch), 0.5)
+        for name, (_, objective) in trainee.loss.items():
+            try:
+                objective(step)
+            except (RuntimeError, ValueError, TapError) as error:
+                raise SpecError([f"term '{name}': {error}"]) from None
+
+
+def say(c: Config, text: str) -> None:
+    if c.progress:
+        print(text, file=sys.stderr, flush=True)

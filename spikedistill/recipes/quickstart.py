@@ -1,0 +1,136 @@
+"""Teacher, ReLU twin and three students on real images: what does distillation give?
+
+Run:    spikedistill run quickstart
+Trains an ANN teacher, then the same small spiking student by cross-entropy, logits distillation and BKD at equal budget,
+and the student's own ReLU twin, which shows how much of the gap between ANN and SNN each method closes.
+"""
+
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from spikedistill import runs
+from spikedistill.recipes import distill
+
+
+class Config(BaseModel):
+    """Settings of the quickstart."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    data: str = "fashion-mini"
+    """What to train on."""
+    root: str | None = None
+    """Folder where the data set's files are."""
+    widths: str = "(32, 64, 128)"
+    """Channels of the student's stages."""
+    teacher: str = "small(widths=(32, 64, 128), depth=2, neuron=relu)"
+    """The teacher's architecture."""
+    steps: Annotated[int, Field(ge=1)] = 4
+    """Time steps T of the student."""
+    epochs: Annotated[int, Field(ge=1)] = 8
+    """Epochs of every run."""
+    seeds: list[int] = [0]
+    """One complete set of runs for each; the teacher is trained once, with the first."""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """auto: bf16-mixed where the processor has it."""
+    out: str = "runs/quickstart"
+    """Folder of the runs; finished ones in it are not repeated."""
+    progress: bool = True
+    """Show progress."""
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value
+
+
+def run(c: Config) -> list[dict[str, Any]]:
+    """Train everything and print the table. Returns its rows."""
+    out = Path(c.out)
+    common = dict(
+        data=c.data, root=c.root, steps=c.steps, epochs=c.epochs, precision=c.precision, progress=c.progress
+    )
+
+    def one(name: str, seed: int, **settings: Any) -> dict[str, Any]:
+        folder = str(out / (name if name == "teacher" else f"{name}-{seed}"))
+        return distill.distill(seed=seed, out=folder, **common | settings)
+
+    teacher = one("teacher", c.seeds[0], student=c.teacher, methods="ce", lr=TEACHER_LR)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in ("twin", *METHODS)}
+    for seed in c.seeds:
+        twin = f"small(widths={c.widths}, neuron=relu)"
+        results["twin"].append(one("twin", seed, student=twin, methods="ce", lr=TEACHER_LR))
+        for name, settings in METHODS.items():
+            how = dict(student=f"small(widths={c.widths})", teacher=str(out / "teacher")) | settings
+            results[name].append(one(name, seed, **how))
+    rows = [row("ANN teacher", [teacher]), row("ReLU twin of the student", results["twin"])]
+    rows += [row(TITLES[name], results[name]) for name in METHODS]
+    floor, roof = rows[2]["accuracy"], rows[1]["accuracy"]
+    for r in rows[2:]:
+        r["gap_closed"] = (r["accuracy"] - floor) / (roof - floor) if roof > floor else None
+    runs.write_json(out / "quickstart.json", {"config": c.model_dump(), "machine": runs.machine(), "rows": rows})
+    show(rows, c)
+    return rows
+
+
+TEACHER_LR = 5e-3
+METHODS: dict[str, dict[str, Any]] = {
+    "ce": dict(methods="ce", teacher=None, lr=2e-2),
+    "kd": dict(methods="kd", lr=2e-2),
+    "bkd": dict(methods="bkd", lr=2e-2),
+}
+TITLES = {"ce": "SNN, cross-entropy", "kd": "SNN, logits KD", "bkd": "SNN, BKD"}
+
+
+def row(title: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """One line of the table: means over seeds."""
+    accuracy = [r["test"]["accuracy"] for r in results]
+    operations = [r["activity"]["operations"] for r in results]
+    rates = [r["activity"]["rate"] for r in results]
+    return {
+        "name": title,
+        "accuracy": mean(accuracy),
+        "spread": stdev(accuracy) if len(accuracy) > 1 else None,
+        "seeds": len(accuracy),
+        "rate": mean(rates) if rates[0] is not None else None,
+        "ac": mean(o["ac"] for o in operations),
+        "mac": mean(o["mac"] for o in operations),
+        "parameters": results[0]["parameters"]["student"],
+        "seconds": mean(r["train_seconds"] for r in results),
+    }
+
+
+def show(rows: list[dict[str, Any]], c: Config) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{c.data}, T = {c.steps}, {c.epochs} epochs, {len(c.seeds)} seed(s)", title_justify="left")
+    table.add_column("model")
+    heads = ("test accuracy", "gap closed", "firing rate", "additions", "multiplications", "parameters", "seconds")
+    for head in heads:
+        table.add_column(head, justify="right")
+    for r in rows:
+        spread = f" ± {r['spread']:.2%}" if r["spread"] is not None else ""
+        closed = r.get("gap_closed")
+        table.add_row(
+            r["name"],
+            f"{r['accuracy']:.2%}{spread}",
+            f"{closed:.0%}" if closed is not None else "",
+            f"{r['rate']:.3f}" if r["rate"] is not None else "",
+            f"{r['ac'] / 1e6:.2f} M",
+            f"{r['mac'] / 1e6:.2f} M",
+            f"{r['parameters']:,}",
+            f"{r['seconds']:.0f}",
+        )
+    Console().print(table)
+    print("gap closed: share of the way from the cross-entropy SNN to its ReLU twin.  Operations are per image.")
+
+
+if __name__ == "__main__":
+    from spikedistill.cli import start
+
+    start("quickstart", sys.argv[1:])

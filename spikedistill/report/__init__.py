@@ -1,0 +1,1 @@
+"""Reads run folders and models, and says what is in them."""

@@ -1,0 +1,174 @@
+"""Run folders: what is in one, who may write there, and the student file that carries no code.
+
+    config.json          the resolved settings; `spikedistill distill --config RUN/config.json --out NEW` runs it again
+    machine.json         versions, processor, command, when it began
+    metrics.jsonl        one line an epoch
+    checkpoint.pt        where an interrupted run goes on
+    student.safetensors  weights, and how to build the model in the file's metadata
+    result.json          the measured result, written last: a folder with it is finished
+"""
+
+import json
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spikedistill.spec import SpecError
+
+FILES = ("config.json", "machine.json", "metrics.jsonl", "checkpoint.pt", "student.safetensors", "result.json")
+FORMAT = 1
+NEEDED = 64 * 2**20  # bytes: less room than this and a run would die in the middle
+
+
+def open_run(out: Path, config: dict[str, Any], overwrite: bool = False) -> dict[str, Any] | None:
+    """Make a folder ready for a run and return its result where this very run is finished there already.
+
+    A folder with the same config is gone on with. Raises SpecError, touching nothing, for one with another config, one
+    with foreign files, one that cannot be written, or a disk that is nearly full. `overwrite` removes what a run left
+    there, and no other file.
+    """
+    try:
+        if overwrite and (out / "config.json").exists():
+            for name in FILES:
+                (out / name).unlink(missing_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".write-test"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise SpecError([f"out: cannot write to '{out}': {error.strerror or error}"]) from None
+    if (free := shutil.disk_usage(out).free) < NEEDED:
+        raise SpecError([f"out: the disk of '{out}' is full ({free / 2**20:.0f} MiB left, {NEEDED // 2**20} needed)"])
+    if not (out / "config.json").exists():
+        if strangers := sorted(p.name for p in out.iterdir() if p.name in FILES):
+            raise SpecError([f"out: '{out}' holds {', '.join(strangers)} but no config.json: choose another folder"])
+        write_json(out / "config.json", config)
+        write_json(out / "machine.json", machine())
+        return None
+    before = read_json(out / "config.json")
+    if differs := [k for k in sorted(before.keys() | config) if k not in NEUTRAL and before.get(k) != config.get(k)]:
+        changes = "; ".join(f"{k}: {before.get(k)!r} there, {config.get(k)!r} now" for k in differs[:6])
+        hint = "choose another --out, or --overwrite to lose it"
+        raise SpecError([f"out: '{out}' holds a run with other settings ({changes}); {hint}"])
+    return read_json(out / "result.json") if (out / "result.json").exists() else None
+
+
+NEUTRAL = ("out", "overwrite", "progress", "save_every")
+"""Settings that do not change what is trained."""
+
+
+def machine() -> dict[str, Any]:
+    """Versions and hardware, for a reader who wants to know where a number comes from."""
+    packages = ("spikedistill", "torch", "lightning-fabric", "numpy")
+    info: dict[str, Any] = {
+        "versions": {name: metadata.version(name) for name in packages} | {"python": platform.python_version()},
+        "system": platform.platform(),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "command": sys.argv,
+    }
+    if torch.cuda.is_available():
+        info["gpu"] = torch.cuda.get_device_name()
+    return info
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def write_json(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SpecError([f"'{path}' cannot be read: {error}"]) from None
+
+
+def save(model: nn.Module, path: Path, **about: Any) -> None:
+    """Write a model's weights with what is needed to build it again. `about` is kept as text beside it."""
+    from safetensors.torch import save_file
+
+    spec = getattr(model, "spec", None)
+    info = {"format": FORMAT, "spikedistill": metadata.version("spikedistill"), "spec": spec} | about
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, {"spikedistill": json.dumps(info)})
+    os.replace(temporary, path)
+
+
+def about(path: str | Path) -> dict[str, Any]:
+    """What a student file (or the one of a run folder) says of itself. Raises SpecError where it is not one of ours."""
+    from safetensors import SafetensorError, safe_open
+
+    path = student_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("spikedistill")
+        info = json.loads(text) if text else None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise SpecError([f"'{path}' is not a student file: {error}"]) from None
+    if not isinstance(info, dict) or not isinstance(info.get("format"), int):
+        raise SpecError([f"'{path}' was not written by spikedistill: it does not say how to build its model"])
+    if info["format"] > FORMAT:
+        raise SpecError([f"'{path}' is of a newer format ({info['format']}); this version reads up to {FORMAT}"])
+    return info
+
+
+def student_file(path: str | Path) -> Path:
+    path = Path(path)
+    file = path / "student.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        why = "the run is not finished" if (path / "config.json").exists() else "it is no run folder"
+        raise SpecError([f"'{path}' holds no student.safetensors: {why if path.exists() else 'it does not exist'}"])
+    return file
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The trained model of a run folder or student file, in evaluation mode, on the CPU.
+
+    model: the module to fill, for one that was built by your own code. Nothing in the file is executed, except that
+    a student built by `file.py:function` has that file imported, which is said in its config.
+    Raises SpecError where the file is not ours, is damaged, or does not fit the model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from spikedistill import models
+
+    file, info = student_file(path), about(path)
+    if model is None:
+        if not isinstance(info.get("spec"), dict):
+            raise SpecError([f"'{file}' holds a model of your own code: build it and call load('{path}', model)"])
+        model = models.build(info["spec"]["model"], **info["spec"]["settings"])
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise SpecError([f"'{file}' is damaged: {error}"]) from None
+    own = model.state_dict()
+    mistakes = [f"missing tensor {k}" for k in own.keys() - tensors.keys()]
+    mistakes += [f"unexpected tensor {k}" for k in tensors.keys() - own.keys()]
+    mistakes += [
+        f"{k} is {list(tensors[k].shape)}, the model has {list(v.shape)}"
+        for k, v in own.items()
+        if k in tensors and tensors[k].shape != v.shape
+    ]
+    if mistakes:
+        raise SpecError([f"'{file}' does not fit its model {type(model).__name__}: {'; '.join(sorted(mistakes)[:5])}"])
+    model.load_state_dict(tensors)
+    return model.eval()
