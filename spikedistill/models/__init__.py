@@ -10,81 +10,179 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from spikedistill.models import foreign
 from spikedistill.models.foreign import Foreign, measure_dims, module
-from spikedistill.models.ms_resnet import ms_resnet18, ms_resnet34  # Hu 2021; Lee 2024 (TT-SNN)
-from spikedistill.models.resnet19 import ann_resnet18, ann_resnet34  # He 2016: ANN teachers
-from spikedistill.models.resnet19 import resnet19  # Zheng 2021 (tdBN); Deng 2022 (TET)
-from spikedistill.models.sew_resnet import sew_resnet18, sew_resnet34, sew_resnet50  # Fang 2021
-from spikedistill.models.small import small  # 28x28 and 32x32 images, in minutes
-from spikedistill.models.spikformer import spikformer  # Zhou 2023
-from spikedistill.models.vggsnn import plif_net  # Fang 2021 (PLIF): 6conv2fc
-from spikedistill.models.vggsnn import vggsnn  # Deng 2022 (TET)
+from spikedistill.models.ms_resnet import ms_resnet18, ms_resnet34
+from spikedistill.models.resnet19 import ann_resnet18, ann_resnet34, resnet19
+from spikedistill.models.sew_resnet import sew_resnet18, sew_resnet34, sew_resnet50
+from spikedistill.models.small import small
+from spikedistill.models.spikformer import spikformer
+from spikedistill.models.vggsnn import plif_net, vggsnn
 from spikedistill.neurons import make
 from spikedistill.spec import SpecError, bind, near, parse, settings
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     function.__name__: function
     for function in (
-        small,
-        vggsnn,
-        plif_net,
-        sew_resnet18,
+        small,  # for 28x28 and 32x32 images, in minutes
+        plif_net,  # 2021, Fang et al., PLIF, arXiv:2007.05785: 6conv2fc
+        resnet19,  # 2021, Zheng et al., tdBN, arXiv:2011.05280; 2022, Deng et al., TET
+        sew_resnet18,  # 2021, Fang et al., SEW-ResNet, arXiv:2102.04159
         sew_resnet34,
         sew_resnet50,
-        resnet19,
-        ms_resnet18,
+        ms_resnet18,  # 2021, Hu et al., MS-ResNet, arXiv:2112.08954; 2024, Lee et al., TT-SNN
         ms_resnet34,
-        spikformer,
-        ann_resnet18,
+        vggsnn,  # 2022, Deng et al., TET, arXiv:2202.11946
+        spikformer,  # 2023, Zhou et al., Spikformer, arXiv:2209.15425
+        ann_resnet18,  # 2016, He et al., ResNet, arXiv:1512.03385: ANN teachers
         ann_resnet34,
     )
 }
 
 GIVEN = ("classes", "channels", "steps", "mean", "std")
-"""What data and run say of a model. It goes to builders that take it; what the text says comes first."""
+"""What data and a run say of a model: passed on to builders that take it, unless the text says otherwise."""
 
 
 def build(model: str | nn.Module, **given: Any) -> nn.Module:
     """A model from text; a module is returned as it is.
 
-    model: 'sew_resnet18(width=32)', a name of MODELS with settings; 'timm:resnet18(pretrained=True)'; or
+    model: a name of MODELS with settings, 'sew_resnet18(width=32)'; 'timm:resnet18(pretrained=True)'; or
     'path/to/file.py:function', a function of yours that returns a module and is called with what it takes of `given`.
-    given: settings that the text leaves open. Those of GIVEN are left out where the builder does not take them.
-    The result has `spec`, plain data: build(spec["model"], **spec["settings"]) makes the same module again.
+    given: settings where the text has none. Builders that do not take one of GIVEN do without it; models of timm take
+    the classes and bring their own normalisation.
+    The result has `spec`: build(spec["model"], **spec["settings"]) makes the same module again, here or elsewhere.
     Raises SpecError with every mistake.
     """
     if isinstance(model, nn.Module):
         return model
-    kind, ref, asked, mistakes = _read(model)
-    if kind == "file":
-        function = _imported(*ref, mistakes)
-        names = settings(function)
-        some = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
-        clean = {k: v for k, v in given.items() if k in names or some} | asked
-        name = f"{ref[0]}:{ref[1]}"
-    elif kind == "timm":
-        name, clean = model, {"name": ref[0]} | {k: v for k, v in given.items() if k == "classes"} | asked
-        function = foreign.timm
-    else:
-        name = ref[0]
-        function = MODELS.get(name, small)
-        known = settings(function)
-        clean = {k: v for k, v in given.items() if k in known or k not in GIVEN} | asked
-        clean, wrong = bind(function, clean, name)
-        mistakes += [m for m in wrong if m not in mistakes]
-    if mistakes:
+    if mistakes := check(model, **given):
         raise SpecError(mistakes)
-    built = function(**clean)
+    name, _, asked = _split(model)
+    if name.startswith("timm:"):
+        # the text keeps its settings, so that a mean in it is not taken for that of the data when it is built again
+        given = {k: v for k, v in given.items() if k == "classes" or k not in GIVEN}
+        built, spec = foreign.timm(name.removeprefix("timm:"), **given | asked), {"model": model, "settings": given}
+    else:
+        if ".py:" in name:
+            function = _imported(name)
+            chosen = _taken(function, given) | asked
+            try:
+                inspect.signature(function).bind(**chosen)
+            except TypeError as error:
+                raise SpecError([f"{name} cannot be called with {', '.join(chosen) or 'nothing'}: {error}"]) from None
+        else:
+            function = MODELS[name]
+            chosen, _ = bind(function, _taken(function, given) | asked, name)
+        built, spec = function(**chosen), {"model": name, "settings": chosen}
+    if not isinstance(built, nn.Module):
+        raise SpecError([f"{name} returned a {type(built).__name__}: it must return a torch.nn.Module"])
+    try:
+        plain = json.loads(json.dumps(spec))
+    except TypeError as error:
+        raise SpecError([f"{name}: settings must be plain values ({error}); for objects call the builder"]) from None
+    setattr(built, "spec", plain)  # noqa: B010, an attribute that nn.Module does not declare
     return built
 
 
-def check(model: str) -> list[str]:
-    """The mistakes in the text of a model, found without building it or importing a file of yours."""
-    return _read(model)[-1]
+def check(model: str, **given: Any) -> list[str]:
+    """The mistakes in a model's text (and `given`), found without building it or importing a file of yours."""
+    try:
+        name, positional, asked = _split(model)
+    except SpecError as error:
+        return error.mistakes
+    mistakes = [f"'{model}': give settings by name, {name}(key=value)"] if positional else []
+    if name.startswith("timm:"):
+        if name == "timm:":
+            mistakes.append("'timm:' names no model: write timm:resnet18")
+        if importlib.util.find_spec("timm") is None:
+            mistakes.append(foreign.NEEDS_TIMM)
+        known = settings(foreign.timm, skip=1)
+        return mistakes + bind(foreign.timm, {k: v for k, v in asked.items() if k in known}, name, skip=1)[1]
+    if ".py:" in name or name.endswith(".py"):
+        return mistakes + _check_file(name, asked)
+    if name not in MODELS:
+        return [*mistakes, f"'{name}' is unknown; {near(name, MODELS)} (or timm:NAME, or file.py:function)"]
+    clean, wrong = bind(MODELS[name], _taken(MODELS[name], given) | asked, name)
+    if isinstance(neuron := clean.get("neuron"), str):
+        try:
+            make(neuron)
+        except SpecError as error:
+            wrong += [f"{name}.neuron: {m}" for m in error.mistakes]
+    return mistakes + wrong
+
+
+def parameters(model: nn.Module) -> int:
+    """How many parameters a model has."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _split(text: str) -> tuple[str, tuple, dict[str, Any]]:
+    """Text -> what it names, positional and keyword settings."""
+    found = re.match(r"(.+?\.py(?::\w*)?|timm:[^(]*)(\(.*\))?$", text.strip(), re.DOTALL)
+    if not found:
+        return parse(text)
+    name, rest = found.groups(default="")
+    try:
+        return name, *parse(f"model{rest}")[1:]
+    except SpecError:
+        raise SpecError([f"cannot read '{text}': write {name}(key=value, ...) with plain values"]) from None
+
+
+def _taken(function: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` without what is common to all models and this function does not take."""
+    known = inspect.signature(function).parameters.values()
+    names = GIVEN if any(p.kind is p.VAR_KEYWORD for p in known) else [p.name for p in known]
+    return {k: v for k, v in given.items() if k in names or k not in GIVEN}
+
+
+def _check_file(name: str, asked: Mapping[str, Any]) -> list[str]:
+    path, _, function = name.partition(".py:")
+    path = path if name.endswith(".py") else f"{path}.py"
+    try:
+        tree = ast.parse(Path(path).read_bytes(), path)
+    except OSError as error:
+        return [f"'{path}' cannot be read: {error.strerror or error}"]
+    except (SyntaxError, ValueError) as error:
+        return [f"'{path}' is not Python: {error}"]
+    kinds = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
+    defined = {node.name: node for node in tree.body if isinstance(node, kinds)}
+    has = f"it has {', '.join(defined)}" if defined else "it has none"
+    if not function:
+        return [f"'{path}' needs the name of a function, {path}:NAME; {has}"]
+    bound = {a.asname or a.name for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names}
+    bound |= {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+    if function not in defined.keys() | bound:
+        close = get_close_matches(function, defined, 1, 0.5)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        return [f"'{path}' has no function '{function}': {hint}{has}"]
+    node = defined.get(function)
+    if not isinstance(node, ast.FunctionDef) or node.args.kwarg:
+        return []
+    takes = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    hint = f"it takes {', '.join(takes)}" if takes else "it takes none"
+    return [f"{path}:{function}.{key}: no such setting; {hint}" for key in asked if key not in takes]
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    """The function that 'file.py:function' names. Its folder is put on the path, for what the file imports."""
+    path, _, function = name.partition(".py:")
+    file = Path(f"{path}.py").resolve()
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    spec = importlib.util.spec_from_file_location(f"{file.stem}@{file.parent}", file)
+    assert spec and spec.loader
+    code = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(code)
+        return getattr(code, function)
+    except Exception as error:
+        raise SpecError([f"'{path}.py' cannot be imported: {type(error).__name__}: {error}"]) from error
+
+
+__all__ = ["GIVEN", "MODELS", "Foreign", "build", "check", "measure_dims", "module", "parameters", *MODELS]

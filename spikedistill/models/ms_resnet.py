@@ -16,8 +16,8 @@ from spikedistill.models.layers import (
     BatchNorm2d,
     Conv2d,
     MakeNeuron,
-    NeuronName,
     Network,
+    NeuronName,
     Stage,
     make_neuron,
     spiking_conv,
@@ -48,9 +48,7 @@ class MSResNet(Network):
     Taps: stage1 .. stage4, the membrane sums; neuron, the spikes of the last of them.
     """
 
-    def __init__(
-        self, depths: Sequence[int], *, classes: int, width: int, neuron: MakeNeuron, **images: Any
-    ):
+    def __init__(self, depths: Sequence[int], *, classes: int, width: int, neuron: MakeNeuron, **images: Any):
         super().__init__(**images)
         self.stem = nn.Sequential(Conv2d(self.channels, width, 3, 1, 1, bias=False), BatchNorm2d(width))
         self.stages, c = [f"stage{i}" for i in range(1, len(depths) + 1)], width

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from spikedistill.models.layers import (
     MakeNeuron,
     MaxPool2d,
-    NeuronName,
     Network,
+    NeuronName,
     choose,
     kaiming,
     make_neuron,
@@ -137,8 +137,8 @@ def sew_resnet18(
 ) -> SEWResNet:
     """SEW-ResNet-18; 11,689,512 parameters with the ImageNet stem and 1000 classes.
 
-    stem: 'cifar' is 3x3 at full size, 'imagenet' 7x7 with stride 2 and a max pool. connect: how a block joins its branch
-    and its shortcut. zero_init: blocks start as the identity. width: channels of the first stage.
+    stem: 'cifar' is 3x3 at full size, 'imagenet' 7x7 with stride 2 and a max pool. connect: how a block joins branch
+    and shortcut. zero_init: blocks start as the identity. width: channels of the first stage.
     neuron: 'if', or what `neurons.make` takes; 'relu' is the same network as an ANN.
     """
     return SEWResNet((2, 2, 2, 2), 1, **locals())
@@ -159,8 +159,8 @@ def sew_resnet34(
 ) -> SEWResNet:
     """SEW-ResNet-34; 21,797,672 parameters with the ImageNet stem and 1000 classes.
 
-    stem: 'cifar' is 3x3 at full size, 'imagenet' 7x7 with stride 2 and a max pool. connect: how a block joins its branch
-    and its shortcut. zero_init: blocks start as the identity. width: channels of the first stage.
+    stem: 'cifar' is 3x3 at full size, 'imagenet' 7x7 with stride 2 and a max pool. connect: how a block joins branch
+    and shortcut. zero_init: blocks start as the identity. width: channels of the first stage.
     neuron: 'if', or what `neurons.make` takes; 'relu' is the same network as an ANN.
     """
     return SEWResNet((3, 4, 6, 3), 1, **locals())
@@ -181,8 +181,8 @@ def sew_resnet50(
 ) -> SEWResNet:
     """SEW-ResNet-50; 25,557,032 parameters with the ImageNet stem and 1000 classes.
 
-    stem: 'cifar' is 3x3 at full size, 'imagenet' 7x7 with stride 2 and a max pool. connect: how a block joins its branch
-    and its shortcut. zero_init: blocks start as the identity. width: channels of the first stage.
+    stem: 'cifar' is 3x3 at full size, 'imagenet' 7x7 with stride 2 and a max pool. connect: how a block joins branch
+    and shortcut. zero_init: blocks start as the identity. width: channels of the first stage.
     neuron: 'if', or what `neurons.make` takes; 'relu' is the same network as an ANN.
     """
     return SEWResNet((3, 4, 6, 3), 4, **locals())

@@ -11,17 +11,18 @@ convolutional families. The layer norms that the released code declares and neve
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
 
-from spikedistill.models.layers import MakeNeuron, MaxPool2d, NeuronName, Network, make_neuron, spiking_conv
-from spikedistill.neurons import Sigmoid
+from spikedistill.models.layers import MakeNeuron, MaxPool2d, Network, NeuronName, make_neuron, spiking_conv
+from spikedistill.neurons import Neuron, Sigmoid
 from spikedistill.spec import Count, Positive, SpecError
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Q K^T V in the cheaper of its two orders, which are equal without a softmax. [..., N, d] thrice -> [..., N, d]."""
+    """Q K^T V in the cheaper of its two orders, which are equal without a softmax. [..., N, d] x 3 -> [..., N, d]."""
     tokens, d = q.shape[-2:]
     return q @ (k.mT @ v) if d < tokens else (q @ k.mT) @ v
 
@@ -35,9 +36,9 @@ class Attention(nn.Module):
         self.q = spiking_conv(dim, dim, 1, neuron=neuron, bias=bias)
         self.k = spiking_conv(dim, dim, 1, neuron=neuron, bias=bias)
         self.v = spiking_conv(dim, dim, 1, neuron=neuron, bias=bias)
-        self.neuron = neuron()
-        if hasattr(self.neuron, "v_th"):
-            self.neuron.v_th = v_th
+        self.neuron = own = neuron()
+        if isinstance(own, Neuron):
+            own.v_th = v_th
         self.project = spiking_conv(dim, dim, 1, neuron=neuron, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class Embedding(nn.Module):
     def __init__(self, channels: int, dim: int, pools: Sequence[int], neuron: MakeNeuron):
         super().__init__()
         widths = [channels, dim // 8, dim // 4, dim // 2, dim]
-        self.layers = nn.ModuleList(spiking_conv(c, d, neuron=neuron) for c, d in zip(widths, widths[1:]))
+        self.layers = nn.ModuleList(spiking_conv(c, d, neuron=neuron) for c, d in pairwise(widths))
         self.pools = nn.ModuleList(MaxPool2d(3, 2, 1) if i in pools else nn.Identity() for i in range(1, 5))
         self.position = spiking_conv(dim, dim, neuron=neuron)
 
@@ -114,7 +115,7 @@ class Spikformer(Network):
             self.dims[f"stage{stage}"] = dim
         self.head = nn.Linear(dim, classes)
         for module in self.modules():
-            if isinstance(module, nn.Linear) or isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+            if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)

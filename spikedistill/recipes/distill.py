@@ -299,7 +299,7 @@ def make_fabric(c: Config) -> Any:
     from lightning_fabric.strategies import DDPStrategy
 
     strategy = DDPStrategy(find_unused_parameters=True) if c.devices > 1 else "auto"
-    fabric = Fabric(c.accelerator, strategy, c.devices, precision=precision(c))
+    fabric = Fabric(accelerator=c.accelerator, strategy=strategy, devices=c.devices, precision=precision(c))
     fabric.launch()
     return fabric
 
