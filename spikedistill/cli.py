@@ -171,10 +171,8 @@ def start(recipe: str, tokens: Sequence[str]) -> None:
         settings, mistakes = from_file | settings, mistakes + wrong
     c, wrong = read(settings, module.Config)
     mistakes += wrong
-    if c is not None and hasattr(module, "distill"):
+    if c is not None and module is RECIPES["distill"]:
         mistakes += check(c)[1]
-    elif c is not None and hasattr(module, "check"):
-        mistakes += module.check(c)
     if mistakes:
         raise SpecError(mistakes)
     result = module.run(c)

@@ -4,8 +4,9 @@ Nothing here keeps state. The order of an epoch is a pure function of (seed, epo
 (seed, epoch, batch number) or (seed, epoch, sample), so a run resumed at epoch e, batch k reads to the bit what
 the uninterrupted run would have read.
 
-A batch is `{"x": float32 [B,C,H,W] in [0,1], "y": int64 [B], "index": int64 [B]}`. x is not normalised by mean
-and std: models do that. `index` is the position in the original training set, a stable key for caches.
+A batch is `{"x": float32 [B,C,H,W] in [0,1], "y": int64 [B], "index": int64 [B]}`; x of samples with time is
+[T,B,C,H,W], and where it counts events it is not in [0,1] but the counts. x is not normalised by mean and std: models
+do that. `index` is the position in the original training set, a stable key for caches.
 """
 
 import hashlib
@@ -57,11 +58,18 @@ def seeded(*keys: object) -> Iterator[None]:
         np.random.set_state(before[2])
 
 
-def scaled(x: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [0,1]; anything else -> float32 as it is. 4-D comes out channels_last."""
+def scaled(x: Tensor, counts: bool = False) -> Tensor:
+    """uint8 0..255 -> float32 in [0,1]; counts and other types -> float32 as they are. 4-D comes out channels_last."""
     layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
     floats = x.to(torch.float32, memory_format=layout)
-    return floats.div_(255) if x.dtype == torch.uint8 else floats.contiguous(memory_format=layout)
+    if x.dtype == torch.uint8 and not counts:
+        return floats.div_(255)
+    return floats.contiguous(memory_format=layout)
+
+
+def time_first(x: Tensor) -> Tensor:
+    """Frames [B,T,C,H,W] -> [T,B,C,H,W], a view; images as they are."""
+    return x.transpose(0, 1) if x.dim() == 5 else x
 
 
 def as_image(image: Any) -> Tensor:
@@ -129,14 +137,16 @@ class _Epochs:
 class Tensors(_Epochs):
     """A split in memory.
 
-    images: uint8 (divided by 255 on the way out) or float, [N,C,H,W] or [N,T,C,H,W]; labels: int64 [N];
-    index: int64 [N], by default 0 .. N-1. A batch is augmented whole and then sliced, so the ranks together see the
-    single-process batch.
+    images: uint8 (divided by 255 on the way out, unless they are counts) or float, [N,C,H,W] or [N,T,C,H,W] (time
+    comes first on the way out); labels: int64 [N]; index: int64 [N], by default 0 .. N-1; counts: the values are numbers
+    of events and come out as they are. A batch is augmented whole ([B,T,C,H,W] where it has time) and then sliced, so
+    the ranks together see the single-process batch.
     """
 
     images: Any = field(repr=False)
     labels: Tensor = field(repr=False)
     index: Tensor = field(repr=False, default=None)  # type: ignore[assignment]
+    counts: bool = False
 
     def __post_init__(self) -> None:
         if self.index is None:
@@ -154,10 +164,11 @@ class Tensors(_Epochs):
         for number, rows in self._plan(epoch, start, rank, world):
             mine = rows[rank::world]
             if self.augment is None:
-                x = scaled(self._images(mine))
+                x = scaled(time_first(self._images(mine)), self.counts)
             else:
-                x = self.augment(scaled(self._images(rows)), generator(self.seed, "augment", epoch, number))
-                x = scaled(x[rank::world])
+                x = scaled(self._images(rows), self.counts)
+                x = self.augment(x, generator(self.seed, "augment", epoch, number))
+                x = scaled(time_first(x[rank::world]))
             yield {"x": x, "y": self.labels[mine], "index": self.index[mine]}
 
     def _images(self, rows: Tensor) -> Tensor:
@@ -220,7 +231,7 @@ class _Epoch:
 
     def collate(self, samples: list[tuple[Tensor, int, int]]) -> Batch:
         if not samples:  # a rank left empty by the last batch of an evaluation
-            return {name: value[:0] for name, value in self.collate([self[0]]).items()}
+            return {k: v[:, :0] if v.dim() == 5 else v[:0] for k, v in self.collate([self[0]]).items()}
         images, labels, index = zip(*samples, strict=True)
         if len({x.shape for x in images}) > 1:
             odd = next(i for i, x in enumerate(images) if x.shape != images[0].shape)
@@ -228,4 +239,4 @@ class _Epoch:
                 f"samples of different shapes: {index[0]} is {list(images[0].shape)}, {index[odd]} is "
                 f"{list(images[odd].shape)}; resize them in the data set"
             )
-        return {"x": scaled(torch.stack(images)), "y": torch.tensor(labels), "index": torch.tensor(index)}
+        return {"x": scaled(time_first(torch.stack(images))), "y": torch.tensor(labels), "index": torch.tensor(index)}

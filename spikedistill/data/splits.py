@@ -5,6 +5,7 @@ and a student trained with different seeds must not see each other's validation 
 like is that of the order and of the augmentation.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +25,9 @@ EVALUATION = 500  # samples of 64x64 RGB in a batch of evaluation; fewer of larg
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set. shape: (C,H,W) of a sample; mean, std: per channel, of the training images in [0,1]; augment: as
-    `parse` reads it; licence: under which terms the images came.
+    """A data set. shape: (C,H,W) of an image or frame; mean, std: per channel, of the training images in [0,1] (of
+    events: 0 and 1, their counts are taken as they are); augment: as `parse` reads it; licence: under which terms the
+    images came; steps: frames of a sample, None for images.
     """
 
     name: str
@@ -38,12 +40,13 @@ class Data:
     std: tuple[float, ...]
     licence: str = ""
     augment: str = "none"
+    steps: int | None = None
 
     def summary(self) -> str:
         """One line: name, samples, classes, shape, augmentation, licence."""
         sizes = [(self.train, "train"), (self.valid, "valid"), (self.test, "test")]
         samples = ", ".join(f"{split.samples:,} {name}" for split, name in sizes if split is not None)
-        shape = "x".join(map(str, self.shape))
+        shape = f"{self.steps} frames of " * (self.steps is not None) + "x".join(map(str, self.shape))
         text = f"{self.name}: {samples}; {len(self.classes)} classes; {shape}; augment {self.augment}"
         return f"{text}; {self.licence}" if self.licence else text
 
@@ -99,11 +102,14 @@ def build(
     augment: str | Augment | None = "default",
     default: str = "none",
     workers: int = 0,
+    steps: int | None = None,
+    events: bool = False,
 ) -> Data:
     """Parts -> Data: how training and evaluation read them is decided here, once.
 
-    augment: a callable, or text for `parse`; "default" means the text in `default`. Training shuffles, augments and
-    drops an incomplete last batch (unless it is the only one); evaluation does none of it.
+    augment: a callable, or text for `parse`; "default" means the text in `default`; steps: frames of a sample, None for
+    images; events: the frames count events. Training shuffles, augments and drops an incomplete last batch (unless it is
+    the only one); evaluation does none of it.
     """
 
     def split(part: Part, size: int, **how: Any) -> Split:
@@ -111,15 +117,15 @@ def build(
         if not isinstance(source, Tensor):
             return Files(source, rows, batch_size=size, seed=seed, workers=workers, **how)  # type: ignore[arg-type]
         assert labels is not None
-        if rows is None:
-            return Tensors(source, labels, batch_size=size, seed=seed, **how)
-        return Tensors(source[rows], labels[rows], rows, batch_size=size, seed=seed, **how)
+        how |= {"batch_size": size, "seed": seed, "counts": events}
+        return Tensors(source, labels, **how) if rows is None else Tensors(source[rows], labels[rows], rows, **how)
 
     augment = default if augment == "default" else augment
     change = augments.parse(augment) if isinstance(augment, str) else augment
+    augments.suits(change, events)
     samples = len(train[0]) if train[2] is None else len(train[2])
     learn = split(train, batch_size, shuffle=True, drop_last=samples >= batch_size, augment=change)
-    pixels = int(torch.tensor(shape).prod())
+    pixels = math.prod(shape) * (steps or 1)
     larger = max(batch_size, min(EVALUATION, EVALUATION * 3 * 64 * 64 // pixels))
     if mean is None or std is None:
         mean, std = statistics(learn.images if isinstance(learn, Tensors) else _some(learn))
@@ -134,6 +140,7 @@ def build(
         tuple(std),
         licence,
         "none" if change is None else repr(change),
+        steps,
     )
 
 
@@ -176,7 +183,8 @@ def from_tensors(
         (x["train"], y["train"], held) if held is not None else None,
         (x["test"], y["test"], None),
         classes,
-        x["train"].shape[1:],
+        x["train"].shape[-3:],
+        steps=x["train"].shape[1] if x["train"].dim() == 5 else None,
         **how,
     )
 
@@ -232,10 +240,12 @@ def from_dataset(
     training samples without their random transforms, to validate on; by default `train`. The rest (augment, batch_size,
     seed, workers, mean, std, licence) is as in `build`; mean and std come from 256 samples where not given.
     """
+    steps = None
     for part, source in (("train", train), ("test", test)):
-        seen = list(_some(Files(source, torch.tensor([0])))[0].shape)
-        if seen != list(shape):
-            raise DataError(f"{name}: {part} images are {seen}, not {list(shape)}")
+        seen = _some(Files(source, torch.tensor([0])))
+        steps = len(seen) if seen.dim() == 5 else None
+        if list(seen.shape[-3:]) != list(shape):
+            raise DataError(f"{name}: {part} images are {list(seen.shape[-3:])}, not {list(shape)}")
     kept = held = None
     if valid:
         labels = getattr(train, "targets", getattr(train, "labels", None)) if labels is None else labels
@@ -252,5 +262,6 @@ def from_dataset(
         (test, None, None),
         classes,
         shape,
+        steps=steps,
         **how,
     )

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from spikedistill.spec import Count
 class Small(nn.Module):
     """Stages of spiking convolutions; the image is halved after every stage but the last. Taps stage1 .. stageN."""
 
-    def __init__(self, classes, channels, steps, mean, std, widths, depth, neuron):
+    def __init__(self, classes, channels, steps, mean, std, widths, depth, neuron, head="linear"):
         super().__init__()
         self.steps = steps
         self.normalize = Normalize(mean, std) if mean else nn.Identity()
@@ -33,6 +34,7 @@ class Small(nn.Module):
             self.add_module(f"stage{i}", nn.Sequential(*layers))
             self.dims[f"stage{i}"] = width
         self.head = nn.Linear(last, classes)
+        self.out = neuron() if head == "spiking" else nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -42,7 +44,7 @@ class Small(nn.Module):
         x = self.stem(self.normalize(sequence(x)), steps or self.steps if x.ndim == 4 else None)
         for name in self.dims:
             x = self.get_submodule(name)(x)
-        return self.head(x.mean((-2, -1)))
+        return self.out(self.head(x.mean((-2, -1))))
 
 
 def small(
@@ -55,9 +57,11 @@ def small(
     widths: Sequence[Count] = (32, 64, 128),
     depth: Count = 1,
     neuron: str | Callable[[], nn.Module] = "lif",
+    head: Literal["linear", "spiking"] = "linear",
 ) -> Small:
     """A small spiking CNN; `neuron="relu"` gives its ANN twin of the same parameters.
 
     widths: channels of each stage.  depth: convolutions in each stage.  neuron: see `neurons.make`.
+    head: linear, or followed by neurons, so that the logits are spikes.
     """
-    return Small(classes, channels, steps, mean, std, tuple(widths), depth, neurons.make(neuron))
+    return Small(classes, channels, steps, mean, std, tuple(widths), depth, neurons.make(neuron), head)

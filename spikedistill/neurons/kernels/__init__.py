@@ -1,10 +1,53 @@
-"""The fast neurons, with the signature of `neurons.functional`. This file is the one place that chooses between them."""
+"""The fast neurons, with the signature of `neurons.functional`. This file is the one place that chooses between them.
 
+    native  C, for float32 and bfloat16 on the CPU; built when the package is installed
+    triton  for CUDA
+    eager   plain torch, for everything else
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
 from torch import Tensor, nn
 
+from spikedistill.neurons import functional
 from spikedistill.neurons.functional import Number, time_steps
-from spikedistill.neurons.kernels import eager
-from spikedistill.neurons.surrogate import ATan, Surrogate
+from spikedistill.neurons.kernels import eager, native, ops
+from spikedistill.neurons.surrogate import SURROGATES, ATan, Surrogate, parameter
+
+_forced = "auto"
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """`with use("eager"):` or "native", "triton", "auto": force a kernel, to test and to compare. For the process."""
+    global _forced
+    if name not in ("auto", "eager", "native", "triton"):
+        raise ValueError(f"no kernel {name!r}: auto, eager, native, triton")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def choose(x: Tensor) -> ModuleType:
+    """The module that computes for x."""
+    if _forced == "eager" or x.numel() == 0:
+        return eager
+    if x.is_cuda or _forced == "triton":
+        from spikedistill.neurons.kernels import gpu
+
+        if _forced == "triton" or gpu.takes(x):
+            return gpu
+    if _forced == "native" and not native.takes(x):
+        raise ValueError(f"the native kernel takes float32 and bfloat16 on the CPU, not {x.dtype} on {x.device}")
+    return native if native.takes(x) and native.library() else eager
+
+
+ops.define(choose)
 
 
 def neuron(
@@ -21,7 +64,10 @@ def neuron(
 ) -> Tensor:
     """Spikes [T, ...] of `functional.neuron`, keeping only the input for the backward pass."""
     steps = time_steps(x, steps)
-    return eager.neuron(x, decay, gain, v_th, v_reset, strict, detach_reset, surrogate, steps)
+    how = dict(v_th=v_th, v_reset=v_reset, strict=strict, detach_reset=detach_reset, surrogate=surrogate)
+    if _only_reference(x, decay, gain, surrogate):
+        return functional.neuron(x, decay, gain, **how, steps=steps)[0]
+    return _call(x, None, None, None, None, decay, gain, 0.0, False, **how, steps=steps)
 
 
 def norm_neuron(
@@ -40,6 +86,45 @@ def norm_neuron(
     """`neuron(norm(x))` with statistics over T, B, H and W in float32; updates the running statistics as `norm` would.
 
     x: [T, B, C, H, W], or [1, B, C, H, W] with `steps` = T.  Returns spikes [T, B, C, H, W].
+    Keeps x and two numbers per channel for the backward pass.
     """
+    steps = time_steps(x, steps)
+    if x.ndim != 5 or x.shape[2] != norm.num_features:
+        raise ValueError(f"expected [T, B, C, H, W] with C = {norm.num_features}, got {list(x.shape)}")
     how = dict(v_th=v_th, v_reset=v_reset, strict=strict, detach_reset=detach_reset, surrogate=surrogate)
-    return neuron(norm(x), decay, gain, **how, steps=steps)
+    if x.numel() == 0 or _only_reference(x, decay, gain, surrogate):
+        u = nn.BatchNorm2d.forward(norm, x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return neuron(u, decay, gain, **how, steps=steps)
+    batch = norm.training or norm.running_mean is None
+    mean, var = _batch_statistics(x, norm) if batch else (norm.running_mean, norm.running_var)
+    return _call(x, mean, var, norm.weight, norm.bias, decay, gain, norm.eps, batch, **how, steps=steps)
+
+
+def _only_reference(x: Tensor, decay: Number, gain: Number, surrogate: Surrogate) -> bool:
+    """What the kernels do not know: a surrogate of the user's, or a decay or gain for each neuron."""
+    many = any(isinstance(c, Tensor) and c.numel() != 1 for c in (decay, gain))
+    return many or not x.is_floating_point() or type(surrogate) not in SURROGATES.values()
+
+
+def _call(x, mean, var, weight, bias, decay, gain, eps, batch, *, surrogate, steps, **how) -> Tensor:
+    numbers = [(c, 0.0) if isinstance(c, Tensor) else (None, c) for c in (decay, gain)]
+    (decay, fixed_decay), (gain, fixed_gain) = numbers
+    return torch.ops.spikedistill.neuron.default(
+        *(x, mean, var, weight, bias, decay, gain, eps, batch, fixed_decay, fixed_gain, *how.values()),
+        *(surrogate.kind, parameter(surrogate), steps),
+    )
+
+
+@torch.no_grad()
+def _batch_statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel of x; the running ones follow as in torch.nn.BatchNorm2d."""
+    count = x.numel() // x.shape[2]
+    if count == 1:
+        raise ValueError(f"expected more than 1 value per channel when training, got input {list(x.shape)}")
+    mean, var = torch.ops.spikedistill.moments.default(x.detach())
+    if norm.training and norm.track_running_stats and norm.running_mean is not None:
+        norm.num_batches_tracked.add_(1)
+        new = 1 / norm.num_batches_tracked.to(mean.dtype) if norm.momentum is None else norm.momentum
+        norm.running_mean.mul_(1 - new).add_(mean * new)
+        norm.running_var.mul_(1 - new).add_(var * (count / (count - 1)) * new)
+    return mean, var

@@ -1,88 +1,119 @@
-"""The neuron in plain torch with a backward pass written by hand: it keeps the input alone and recomputes the rest.
+"""The neuron in plain torch with a backward pass written by hand: it needs the input alone and recomputes the rest.
 
-Runs wherever torch runs. Equal to `functional.neuron` to the bit in the forward pass.
+Runs wherever torch runs, in any dtype. Spikes are equal to the bit to `functional.neuron`, and to those of the native
+kernel: the norm is one product and one sum in float32 (float64 for float64), see `ops.Norm`.
 """
 
 import torch
 from torch import Tensor
 
-from spikedistill.neurons.functional import Number
-from spikedistill.neurons.surrogate import Surrogate
+from spikedistill.neurons.kernels.ops import How, Norm, empty
+from spikedistill.neurons.surrogate import SURROGATES
+
+OTHERS = (0, 1, 3, 4)  # T, B, H, W of [T, B, C, H, W]
 
 
-def charge(x, v, t, decay, gain, rest):
-    """H[t] from V[t-1] and X[t]. x holds one step or all; v is None before the first spike (V = rest)."""
-    current = gain * x[t if len(x) > 1 else 0]
-    if v is None:
-        v = torch.full_like(current, rest)
-    h = decay * v + current
-    return h + (1 - decay) * rest if rest else h
+def widen(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class _Neuron(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, decay, gain, v_th, v_reset, strict, detach_reset, surrogate, steps):
-        ctx.save_for_backward(x, *(c if isinstance(c, Tensor) else None for c in (decay, gain)))
-        ctx.floats = decay, gain
-        ctx.how = v_th, v_reset, strict, detach_reset, surrogate, steps
-        rest = v_reset or 0.0
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        spikes, v = x.new_empty(steps, *x.shape[1:]), None
-        for t in range(steps):
-            h = charge(wide, v, t, decay, gain, rest)
-            s = h > v_th if strict else h >= v_th
-            spikes[t] = s
-            v = h - v_th * s.to(h.dtype) if v_reset is None else h.masked_fill(s, rest)
-        return spikes
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, decay, gain = ctx.saved_tensors
-        decay, gain = (ctx.floats[0] if decay is None else decay), (ctx.floats[1] if gain is None else gain)
-        v_th, v_reset, strict, detach_reset, surrogate, steps = ctx.how
-        rest = v_reset or 0.0
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        charges, before, v = [], [], None
-        for t in range(steps):
-            h = charge(wide, v, t, decay, gain, rest)
-            s = h > v_th if strict else h >= v_th
-            before.append(v)
-            charges.append(h)
-            v = h - v_th * s.to(h.dtype) if v_reset is None else h.masked_fill(s, rest)
-        grad_x, grad_v = torch.zeros_like(wide), None
-        grad_decay = grad_gain = wide.new_zeros(())
-        for t in reversed(range(steps)):
-            h = charges.pop()
-            g = surrogate.grad(h - v_th)
-            grad_h = grad[t].to(h.dtype) * g
-            if grad_v is not None:
-                if v_reset is None:
-                    grad_h = grad_h + (grad_v if detach_reset else grad_v * (1 - v_th * g))
-                else:
-                    stay = (h <= v_th if strict else h < v_th).to(h.dtype)
-                    grad_h = grad_h + grad_v * (stay if detach_reset else stay + (rest - h) * g)
-            i = t if len(x) > 1 else 0
-            grad_x[i] += gain * grad_h
-            v = before.pop()
-            if ctx.needs_input_grad[1] and v is not None:
-                grad_decay = grad_decay + (grad_h * (v - rest)).sum()
-            if ctx.needs_input_grad[2]:
-                grad_gain = grad_gain + (grad_h * wide[i]).sum()
-            grad_v = decay * grad_h
-        grads = [grad_x.to(x.dtype), grad_decay, grad_gain]
-        return *(g if need else None for g, need in zip(grads, ctx.needs_input_grad)), *[None] * 6
+def per_channel(v: Tensor) -> Tensor:
+    return v[:, None, None]
 
 
-def neuron(
+def affine(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """1 / sqrt(var + eps) and scale, [C], in the dtype of x."""
+    invstd = (norm.var.to(x.dtype) + norm.eps).sqrt().reciprocal()
+    return invstd, invstd if norm.weight is None else norm.weight.to(x.dtype) * invstd
+
+
+def normalized(x: Tensor, norm: Norm | None) -> Tensor:
+    """The currents of the neuron, from x in float32 (or float64)."""
+    if norm is None:
+        return x
+    _, scale = affine(x, norm)
+    shift = -(norm.mean.to(x.dtype) * scale)
+    if norm.bias is not None:
+        shift = norm.bias.to(x.dtype) + shift
+    return x * per_channel(scale) + per_channel(shift)
+
+
+def charge(v: Tensor | None, u: Tensor, t: int, how: How) -> Tensor:
+    """H[t] from V[t-1] (None before the first step) and the currents of one step or of all."""
+    rest = how.v_reset or 0.0
+    v = torch.full_like(u[0], rest) if v is None else v
+    h = how.decay * v + how.gain * u[t if len(u) > 1 else 0]
+    return h + (1 - how.decay) * rest if rest else h
+
+
+def fire(h: Tensor, how: How) -> Tensor:
+    return (h > how.v_th if how.strict else h >= how.v_th).to(h.dtype)
+
+
+def reset(h: Tensor, s: Tensor, how: How) -> Tensor:
+    return h - how.v_th * s if how.v_reset is None else h * (1 - s) + how.v_reset * s
+
+
+def forward(x: Tensor, norm: Norm | None, how: How, steps: int) -> Tensor:
+    """[T or 1, ...] -> spikes [steps, ...]."""
+    spikes, u, v = empty(x, steps), normalized(widen(x), norm), None
+    for t in range(steps):
+        h = charge(v, u, t, how)
+        spikes[t] = s = fire(h, how)
+        v = reset(h, s, how)
+    return spikes
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of [T, B, C, H, W] over all but C."""
+    var, mean = torch.var_mean(widen(x), OTHERS, correction=0)
+    return mean, var
+
+
+def backward(
+    grad: Tensor,
     x: Tensor,
-    decay: Number,
-    gain: Number,
-    v_th: float,
-    v_reset: float | None,
-    strict: bool,
-    detach_reset: bool,
-    surrogate: Surrogate,
-    steps: int,
-) -> Tensor:
-    """[T or 1, ...] -> spikes [steps, ...]. Twice differentiable it is not; use `functional.neuron` for that."""
-    return _Neuron.apply(x, decay, gain, v_th, v_reset, strict, detach_reset, surrogate, steps)
+    norm: Norm | None,
+    how: How,
+    need_x: bool,
+    need_affine: bool,
+    need_coefficients: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight [C], bias [C] and (decay, gain) [2], from the gradient of the spikes."""
+    wide = widen(x)
+    u = normalized(wide, norm)
+    surrogate = list(SURROGATES.values())[how.kind](how.parameter)
+    charges, v = [], None
+    for t in range(len(grad)):
+        charges.append(h := charge(v, u, t, how))
+        v = reset(h, fire(h, how), how)
+    du, coefficients, after = torch.zeros_like(u), u.new_zeros(2), None
+    for t in reversed(range(len(grad))):
+        h = charges.pop()
+        g = surrogate.grad(h - how.v_th)
+        dh = grad[t].to(h.dtype) * g
+        if after is not None:
+            stay = 1 if how.v_reset is None else 1 - fire(h, how)
+            if not how.detach_reset:
+                stay = stay + (-how.v_th if how.v_reset is None else how.v_reset - h) * g
+            dh = dh + how.decay * after * stay
+        i = t if len(u) > 1 else 0
+        du[i] += how.gain * dh
+        if need_coefficients:
+            coefficients[1] += (dh * u[i]).sum()
+            if charges:
+                v = reset(charges[-1], fire(charges[-1], how), how)
+                coefficients[0] += (dh * (v - (how.v_reset or 0.0))).sum()
+        after = dh
+    coefficients = coefficients if need_coefficients else None
+    if norm is None:
+        return du.to(x.dtype) if need_x else None, None, None, coefficients
+    invstd, scale = affine(wide, norm)
+    centred = wide - per_channel(norm.mean.to(wide.dtype))
+    d_bias = du.sum(OTHERS)
+    d_weight = (du * centred).sum(OTHERS) * invstd
+    if norm.batch:
+        count = du.numel() // len(d_bias)
+        du = du - per_channel(d_bias / count) - centred * per_channel(d_weight * invstd / count)
+    dx = (per_channel(scale) * du).to(x.dtype) if need_x else None
+    return dx, d_weight if need_affine else None, d_bias if need_affine else None, coefficients

@@ -1,0 +1,673 @@
+/* The fast neurons for processors: BatchNorm's statistics, and norm + neuron forward and backward.
+ *
+ * Plain C, no header of torch, no OpenMP pragma: native.py calls `spikedistill_run` with one packed `Args` and hands in
+ * the GOMP_parallel of the OpenMP runtime that torch has loaded, so that there is one pool of threads, torch's.
+ *
+ * Memory of an activation is [T, outer, C, inner]: channels_last has inner = 1, NCHW has inner = H W, and a neuron
+ * without norm is outer = C = 1. A chunk is a run of elements that one thread takes through all T, a block at a time:
+ * the membranes of a block live in a small buffer and never in memory. Chunks do not depend on the number of threads and
+ * their sums are added in order, so the result does not either.
+ *
+ * To the bit like neurons/functional.py: compile with -ffp-contract=off and without -ffast-math. Every loop is plain C
+ * which the compiler vectorises, once for each of baseline, AVX2 and AVX-512; the processor chooses at run time.
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __APPLE__
+#include <dispatch/dispatch.h>
+#endif
+
+typedef int64_t i64;
+#define INLINE static inline __attribute__((always_inline))
+#define EXPORT __attribute__((visibility("default")))
+#define R restrict
+
+#ifndef BLOCK
+#define BLOCK 512    /* elements that go through all T together */
+#endif
+#ifndef CHUNK
+#define CHUNK 8192   /* elements of one step that a thread takes at a time */
+#endif
+
+enum { FORWARD, BACKWARD, MOMENTS };          /* Args.op */
+enum { ATAN, SIGMOID, TRIANGLE, RECTANGLE };  /* Args.kind, as in neurons/surrogate.py */
+enum { GRAD_X = 1, GRAD_AFFINE = 2, GRAD_COEFFICIENTS = 4 };
+
+typedef struct {  /* 8 bytes a field, in the order of native.py */
+    const void *x, *grad;                     /* [steps_x, outer, C, inner], [steps, outer, C, inner] */
+    void *out;                                /* spikes, or gradient of x */
+    float *mean, *var;                        /* [C]; mean is null where there is no norm */
+    const float *weight, *bias;               /* [C] or null */
+    float *grad_weight, *grad_bias;           /* [C] or null */
+    double *grad_coefficients;                /* [2]: of decay, gain */
+    i64 op, bf16, steps, steps_x, outer, channels, inner, threads;
+    i64 hard, strict, detach, kind, training, need;
+    double eps, decay, gain, offset, v_th, rest, parameter;  /* offset = (1 - decay) rest */
+} Args;
+
+typedef struct {
+    Args a;
+    float decay, gain, offset, v_th, fire, rest, s0, s1;  /* fires at H >= fire; s0, s1: constants of the surrogate */
+    i64 size;                                             /* outer * C * inner */
+    i64 rows, block, chunks;                              /* rows a chunk and elements a block where inner = 1 */
+    i64 piece, split, group, pieces;                      /* otherwise: a plane is `split` pieces, `group` a chunk */
+    i64 write, reduce, coefficients;                      /* what this sweep of the backward pass does */
+    float *scale, *shift, *slope, *mean_du;               /* [C] */
+    double *partial, *partial_coefficients;
+} Job;
+
+/* ---- threads ------------------------------------------------------------------------------------------------------ */
+
+typedef void (*Body)(Job *, i64 chunk, float *scratch);
+typedef struct { Job *job; Body body; i64 count, next; size_t scratch; } Loop;
+typedef void (*Parallel)(void (*)(void *), void *, unsigned threads, unsigned flags);
+static Parallel parallel;
+
+static void work(void *p)
+{
+    Loop *l = p;
+    void *scratch = NULL;
+    if (posix_memalign(&scratch, 64, l->scratch)) return;
+    for (;;) {
+        i64 i = __atomic_fetch_add(&l->next, 1, __ATOMIC_RELAXED);
+        if (i >= l->count) break;
+        l->body(l->job, i, scratch);
+    }
+    free(scratch);
+}
+
+#ifdef __APPLE__
+static void work_apple(void *p, size_t i) { (void)i; work(p); }
+#endif
+
+/* Returns 0, or 1 where no thread found memory. */
+static int loop(Job *job, Body body, i64 count, size_t floats)
+{
+    Loop l = {job, body, count, 0, floats * sizeof(float)};
+    i64 threads = job->a.threads < count ? job->a.threads : count;
+    if (threads > 1 && parallel) parallel(work, &l, (unsigned)threads, 0);
+#ifdef __APPLE__
+    else if (threads > 1) dispatch_apply_f(threads, DISPATCH_APPLY_AUTO, &l, work_apple);
+#endif
+    else work(&l);
+    return l.next < count;
+}
+
+/* ---- one element -------------------------------------------------------------------------------------------------- */
+
+INLINE float load(const void *p, i64 i, int bf16)
+{
+    if (!bf16) return ((const float *)p)[i];
+    uint32_t u = (uint32_t)((const uint16_t *)p)[i] << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+INLINE void store(void *p, i64 i, float f, int bf16)  /* nearest even, NaN stays NaN */
+{
+    if (!bf16) { ((float *)p)[i] = f; return; }
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    uint32_t r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    ((uint16_t *)p)[i] = (uint16_t)(f != f ? 0x7fc0 : r);
+}
+
+INLINE float reset(const Job *j, float h, int hard)
+{
+    float s = h >= j->fire ? 1.0f : 0.0f;
+    return hard ? h * (1.0f - s) + j->rest * s : h - j->v_th * s;
+}
+
+INLINE float exp_minus(float z)  /* exp(-z), 0 <= z, relative error 2e-7; z is cut at 50, long before denormals */
+{
+    z = z > 50.0f ? -50.0f : -z;
+    float t = z * 1.44269504f + 12582912.0f;  /* the nearest integer in the low bits */
+    int32_t k;
+    memcpy(&k, &t, 4);
+    float n = t - 12582912.0f, r = (z - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits = (int32_t)((uint32_t)(k - 0x4b400000 + 127) << 23);
+    float two;
+    memcpy(&two, &bits, 4);
+    return p * two;
+}
+
+INLINE float surrogate(const Job *j, float z, int kind)
+{
+    if (kind == ATAN) { float c = j->s0 * z; return j->s1 / (1.0f + c * c); }
+    if (kind == SIGMOID) { float e = exp_minus(fabsf(j->s0 * z)), d = 1.0f + e; return j->s0 * (e / (d * d)); }
+    if (kind == TRIANGLE) { float d = j->s0 - fabsf(z); return (d < 0.0f ? 0.0f : d) * j->s1; }
+    return fabsf(z) < j->s0 ? j->s1 : 0.0f;
+}
+
+/* ---- one step of a block ------------------------------------------------------------------------------------------ */
+
+/* H[t] of n elements from H[t-1] (`before`; not read at the first step). Spikes too, where `spikes` is given. */
+INLINE void charge(const Job *j, const void *R x, const float *R scale, const float *R shift, const float *R before,
+                   float *R h, void *R spikes, i64 n, int first, int hard, int norm, int bf16, int fire)
+{
+    float decay = j->decay, gain = j->gain, offset = j->offset, start = decay * j->rest;
+    for (i64 i = 0; i < n; i++) {
+        float u = load(x, i, bf16);
+        if (norm) u = u * scale[i] + shift[i];
+        float v = first ? start : decay * reset(j, before[i], hard);
+        float now = v + gain * u + offset;
+        h[i] = now;
+        if (fire && bf16) ((uint16_t *)spikes)[i] = now >= j->fire ? 0x3f80 : 0;
+        if (fire && !bf16) ((float *)spikes)[i] = now >= j->fire ? 1.0f : 0.0f;
+    }
+}
+
+/* Replaces H[t] in h by the gradient of H[t]; `after` holds that of H[t+1] (not read at the last step). */
+INLINE void discharge(const Job *j, const void *R grad, const float *R after, float *R h, i64 n,
+                      int last, int hard, int detach, int kind, int bf16)
+{
+    float decay = j->decay, rest = j->rest, v_th = j->v_th, fire = j->fire;
+    for (i64 i = 0; i < n; i++) {
+        float now = h[i], g = surrogate(j, now - v_th, kind), d = load(grad, i, bf16) * g;
+        if (!last) {
+            float through = decay * after[i];
+            float stay = hard ? (now >= fire ? 0.0f : 1.0f) : 1.0f;
+            if (!detach) stay += (hard ? rest - now : -v_th) * g;
+            d += through * stay;
+        }
+        h[i] = d;
+    }
+}
+
+/* a and b: sums of du and of du (x - mean), over steps and blocks. dh: gradient of H. */
+INLINE void reduce(const Job *j, const void *R x, const float *R mean, const float *R dh, float *R a, float *R b, i64 n,
+                   int bf16)
+{
+    float gain = j->gain;
+    for (i64 i = 0; i < n; i++) {
+        float du = gain * dh[i];
+        a[i] += du;
+        b[i] += du * (load(x, i, bf16) - mean[i]);
+    }
+}
+
+/* dx from the gradient of H. norm: 0 none, 1 with fixed statistics, 2 with those of the batch. */
+INLINE void finish(const Job *j, const void *R x, const float *R scale, const float *R mean, const float *R mean_du,
+                   const float *R slope, const float *R dh, void *R out, i64 n, int norm, int bf16)
+{
+    float gain = j->gain;
+    for (i64 i = 0; i < n; i++) {
+        float du = gain * dh[i];
+        if (norm == 2) du = du - mean_du[i] - (load(x, i, bf16) - mean[i]) * slope[i];
+        if (norm) du = scale[i] * du;
+        store(out, i, du, bf16);
+    }
+}
+
+/* Sums for the gradients of decay and gain: dh (V[t-1] - V_reset) and dh u. */
+INLINE void coefficients(const Job *j, const void *R x, const float *R scale, const float *R shift,
+                         const float *R before, const float *R dh, float *R a, float *R b, i64 n,
+                         int first, int hard, int norm, int bf16)
+{
+    for (i64 i = 0; i < n; i++) {
+        float u = load(x, i, bf16);
+        if (norm) u = u * scale[i] + shift[i];
+        if (!first) a[i] += dh[i] * (reset(j, before[i], hard) - j->rest);
+        b[i] += dh[i] * u;
+    }
+}
+
+/* ---- geometry ----------------------------------------------------------------------------------------------------- */
+
+INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
+INLINE i64 most(i64 a, i64 b) { return a > b ? a : b; }
+
+static i64 piece_start(const Job *j, i64 q) { return q / j->split * j->a.inner + q % j->split * j->piece; }
+INLINE i64 channel(const Job *j, i64 q) { return q / j->split % j->a.channels; }
+
+/* The run of elements of a chunk, within one step. */
+INLINE void chunk_range(const Job *j, i64 chunk, i64 *from, i64 *to)
+{
+    if (j->a.inner == 1) {
+        *from = chunk * j->rows * j->a.channels;
+        *to = least(*from + j->rows * j->a.channels, j->size);
+    } else {
+        i64 q = (chunk + 1) * j->group;
+        *from = piece_start(j, chunk * j->group);
+        *to = q >= j->pieces ? j->size : piece_start(j, q);
+    }
+}
+
+/* Where element `at` is in a run of one channel: its piece, and how many of the next n belong to it. */
+INLINE i64 run(const Job *j, i64 at, i64 n, i64 *piece)
+{
+    i64 plane = at / j->a.inner, in = at % j->a.inner, part = in / j->piece;
+    *piece = plane * j->split + part;
+    return least(n, least(j->a.inner, (part + 1) * j->piece) - in);
+}
+
+/* Per-channel values at n elements from `at`. */
+INLINE void spread(const Job *j, const float *R values, float *R out, i64 at, i64 n)
+{
+    i64 C = j->a.channels;
+    if (!values) return;
+    if (j->a.inner == 1) {
+        for (i64 r = 0; r < n; r += C) memcpy(out + r, values, C * sizeof(float));
+        return;
+    }
+    for (i64 i = 0, q, len; i < n; i += len) {
+        len = run(j, at + i, n - i, &q);
+        float v = values[channel(j, q)];
+        for (i64 k = 0; k < len; k++) out[i + k] = v;
+    }
+}
+
+INLINE double sum(const float *R a, i64 n)
+{
+    float lane[16] = {0};
+    i64 i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (int k = 0; k < 16; k++) lane[k] += a[i + k];
+    double s = 0;
+    for (; i < n; i++) s += a[i];
+    for (int k = 0; k < 16; k++) s += lane[k];
+    return s;
+}
+
+static void geometry(Job *j, i64 outer)
+{
+    i64 C = j->a.channels, inner = j->a.inner;
+    j->size = outer * C * inner;
+    if (inner == 1) {
+        i64 k = most(1, BLOCK / C);
+        j->block = k * C;
+        j->rows = most(CHUNK / C, 32);
+        j->rows = (j->rows + k - 1) / k * k;
+        j->chunks = (outer + j->rows - 1) / j->rows;
+    } else {
+        j->block = BLOCK;
+        j->split = (inner + CHUNK - 1) / CHUNK;
+        j->piece = ((inner + j->split - 1) / j->split + 15) / 16 * 16;
+        j->split = (inner + j->piece - 1) / j->piece;
+        j->group = most(1, CHUNK / most(1, least(j->piece, inner)));
+        j->pieces = outer * C * j->split;
+        j->chunks = (j->pieces + j->group - 1) / j->group;
+    }
+}
+
+static i64 partials(const Job *j) { return 2 * (j->a.inner == 1 ? j->chunks * j->a.channels : j->pieces); }
+
+/* Row length of the scratch buffers: odd in cache lines, so that rows do not fall into the same sets of the cache. */
+static i64 stride(const Job *j) { return ((j->block + 15) / 16 | 1) * 16; }
+
+/* ---- chunks ------------------------------------------------------------------------------------------------------- */
+
+INLINE void step(const Job *j, const void *R x, const float *R scale, const float *R shift, const float *R before,
+                 float *R h, void *R spikes, i64 n, int first, int fire)
+{
+    switch ((j->a.bf16 ? 8 : 0) | (j->scale ? 4 : 0) | (j->a.hard ? 2 : 0) | first) {
+#define CASE(k) case k: charge(j, x, scale, shift, before, h, spikes, n, (k) & 1, (k) >> 1 & 1, (k) >> 2 & 1, (k) >> 3, fire); break;
+        CASE(0) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7)
+        CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14) CASE(15)
+#undef CASE
+    }
+}
+
+INLINE void step_back(const Job *j, const void *R grad, const float *R after, float *R h, i64 n, int last)
+{
+    switch (j->a.kind << 4 | (j->a.bf16 ? 8 : 0) | (j->a.detach ? 4 : 0) | (j->a.hard ? 2 : 0) | last) {
+#define CASE(k) case k: discharge(j, grad, after, h, n, (k) & 1, (k) >> 1 & 1, (k) >> 2 & 1, (k) >> 4, (k) >> 3 & 1); break;
+#define CASE16(k) CASE(k) CASE(k + 1) CASE(k + 2) CASE(k + 3) CASE(k + 4) CASE(k + 5) CASE(k + 6) CASE(k + 7) \
+    CASE(k + 8) CASE(k + 9) CASE(k + 10) CASE(k + 11) CASE(k + 12) CASE(k + 13) CASE(k + 14) CASE(k + 15)
+        CASE16(0) CASE16(16) CASE16(32) CASE16(48)
+#undef CASE16
+#undef CASE
+    }
+}
+
+INLINE void forward_chunk(Job *j, i64 chunk, float *scratch)
+{
+    i64 from, to, row = stride(j), width = j->a.bf16 ? 2 : 4, rows = j->a.inner == 1;
+    float *h = scratch, *scale = scratch + 2 * row, *shift = scale + row;
+    chunk_range(j, chunk, &from, &to);
+    if (rows) {
+        spread(j, j->scale, scale, from, least(j->block, to - from));
+        spread(j, j->shift, shift, from, least(j->block, to - from));
+    }
+    for (i64 at = from; at < to; at += j->block) {
+        i64 n = least(j->block, to - at);
+        if (!rows) {
+            spread(j, j->scale, scale, at, n);
+            spread(j, j->shift, shift, at, n);
+        }
+        for (i64 t = 0; t < j->a.steps; t++) {
+            const char *x = (const char *)j->a.x + (at + (j->a.steps_x > 1 ? t : 0) * j->size) * width;
+            char *spikes = (char *)j->a.out + (at + t * j->size) * width;
+            step(j, x, scale, shift, h + (~t & 1) * row, h + (t & 1) * row, spikes, n, t == 0, 1);
+        }
+    }
+}
+
+INLINE void backward_chunk(Job *j, i64 chunk, float *scratch)
+{
+    i64 from, to, row = stride(j), width = j->a.bf16 ? 2 : 4, rows = j->a.inner == 1, C = j->a.channels;
+    i64 T = j->a.steps, steps_x = j->a.steps_x;
+    int bf16 = j->a.bf16 != 0, hard = j->a.hard != 0, norm = j->scale != 0;
+    float *scale = scratch, *shift = scale + row, *mean = shift + row, *slope = mean + row, *mean_du = slope + row;
+    float *a = mean_du + row, *b = a + row, *c = b + row, *d = c + row, *h = d + row;
+    chunk_range(j, chunk, &from, &to);
+    for (i64 at = from; at < to; at += j->block) {
+        i64 n = least(j->block, to - at);
+        if (!rows || at == from) {
+            spread(j, j->scale, scale, at, n);
+            spread(j, j->shift, shift, at, n);
+            spread(j, j->scale ? j->a.mean : NULL, mean, at, n);
+            spread(j, j->slope, slope, at, n);
+            spread(j, j->mean_du, mean_du, at, n);
+            memset(a, 0, 2 * row * sizeof(float));
+        }
+        if (at == from) memset(c, 0, 2 * row * sizeof(float));
+        const char *x = (const char *)j->a.x + at * width, *grad = (const char *)j->a.grad + at * width;
+        char *out = (char *)j->a.out + at * width;
+        i64 next = steps_x > 1 ? j->size * width : 0;
+        for (i64 t = 0; t < T; t++)
+            step(j, x + t * next, scale, shift, h + (t - 1) * row, h + t * row, NULL, n, t == 0, 0);
+        for (i64 t = T - 1; t >= 0; t--) {
+            step_back(j, grad + t * j->size * width, h + (t + 1) * row, h + t * row, n, t == T - 1);
+            if (j->coefficients)
+                coefficients(j, x + t * next, scale, shift, h + (t - 1) * row, h + t * row, c, d, n, t == 0, hard, norm, bf16);
+        }
+        if (steps_x == 1)
+            for (i64 t = 1; t < T; t++)
+                for (i64 i = 0; i < n; i++) h[i] += h[t * row + i];
+        for (i64 t = 0; t < steps_x; t++) {
+            const void *xt = x + t * next;
+            void *to_ = out + t * next;
+            const float *dh = h + t * row;
+            if (j->reduce) {
+                if (bf16) reduce(j, xt, mean, dh, a, b, n, 1);
+                else reduce(j, xt, mean, dh, a, b, n, 0);
+            }
+            if (j->write) switch (bf16 << 2 | (norm ? (j->slope ? 2 : 1) : 0)) {
+#define CASE(k) case k: finish(j, xt, scale, mean, mean_du, slope, dh, to_, n, k & 3, k >> 2); break;
+                CASE(0) CASE(1) CASE(2) CASE(4) CASE(5) CASE(6)
+#undef CASE
+            }
+        }
+        if (j->reduce && !rows)
+            for (i64 i = 0, q, len; i < n; i += len) {
+                len = run(j, at + i, n - i, &q);
+                j->partial[2 * q] += sum(a + i, len);
+                j->partial[2 * q + 1] += sum(b + i, len);
+            }
+    }
+    if (j->reduce && rows) {
+        double *p = j->partial + 2 * chunk * C;
+        i64 n = least(j->block, to - from);
+        for (i64 i = 0; i < C; i++) {
+            double sa = 0, sb = 0;
+            for (i64 r = i; r < n; r += C) { sa += a[r]; sb += b[r]; }
+            p[i] = sa;
+            p[C + i] = sb;
+        }
+    }
+    if (j->coefficients) {
+        i64 n = least(j->block, to - from);
+        j->partial_coefficients[2 * chunk] = sum(c, n);
+        j->partial_coefficients[2 * chunk + 1] = sum(d, n);
+    }
+}
+
+/* Mean and sum of squared deviations of one chunk, in two passes over data that stay in the cache. */
+INLINE void moments_chunk_as(Job *j, i64 chunk, float *scratch, int bf16)
+{
+    i64 from, to, C = j->a.channels, width = bf16 ? 2 : 4;
+    chunk_range(j, chunk, &from, &to);
+    if (j->a.inner > 1) {
+        for (i64 q = chunk * j->group; q < least((chunk + 1) * j->group, j->pieces); q++) {
+            i64 at = piece_start(j, q), n = least(j->piece, (q / j->split + 1) * j->a.inner - at), i = 0;
+            const char *x = (const char *)j->a.x + at * width;
+            float lane[16] = {0}, lane1[16] = {0}, lane2[16] = {0};
+            double s = 0, s1 = 0, s2 = 0;
+            for (i = 0; i + 16 <= n; i += 16)
+                for (int k = 0; k < 16; k++) lane[k] += load(x, i + k, bf16);
+            for (; i < n; i++) s += load(x, i, bf16);
+            for (int k = 0; k < 16; k++) s += lane[k];
+            float m = (float)(s / n);
+            for (i = 0; i + 16 <= n; i += 16)
+                for (int k = 0; k < 16; k++) {
+                    float e = load(x, i + k, bf16) - m;
+                    lane1[k] += e;
+                    lane2[k] += e * e;
+                }
+            for (; i < n; i++) {
+                float e = load(x, i, bf16) - m;
+                s1 += e;
+                s2 += e * e;
+            }
+            for (int k = 0; k < 16; k++) { s1 += lane1[k]; s2 += lane2[k]; }
+            j->partial[2 * q] = m + s1 / n;
+            j->partial[2 * q + 1] = s2 - s1 * s1 / n;
+        }
+        return;
+    }
+    i64 row = stride(j), whole = least(j->block, to - from);
+    float *R m = scratch, *R s1 = scratch + row, *R s2 = scratch + 2 * row;
+    double *p = j->partial + 2 * chunk * C, count = (double)((to - from) / C);
+    memset(s1, 0, 2 * row * sizeof(float));
+    for (i64 at = from; at < to; at += j->block) {
+        const char *R x = (const char *)j->a.x + at * width;
+        i64 n = least(j->block, to - at);
+        for (i64 i = 0; i < n; i++) s1[i] += load(x, i, bf16);
+    }
+    for (i64 c = 0; c < C; c++) {
+        double s = 0;
+        for (i64 r = c; r < whole; r += C) s += s1[r];
+        m[c] = (float)(s / count);
+    }
+    for (i64 r = C; r < whole; r += C) memcpy(m + r, m, C * sizeof(float));
+    memset(s1, 0, row * sizeof(float));
+    for (i64 at = from; at < to; at += j->block) {
+        const char *R x = (const char *)j->a.x + at * width;
+        i64 n = least(j->block, to - at);
+        for (i64 i = 0; i < n; i++) {
+            float e = load(x, i, bf16) - m[i];
+            s1[i] += e;
+            s2[i] += e * e;
+        }
+    }
+    for (i64 c = 0; c < C; c++) {
+        double a = 0, b = 0;
+        for (i64 r = c; r < whole; r += C) { a += s1[r]; b += s2[r]; }
+        p[c] = m[c] + a / count;
+        p[C + c] = b - a * a / count;
+    }
+}
+
+INLINE void moments_chunk(Job *j, i64 chunk, float *scratch)
+{
+    if (j->a.bf16) moments_chunk_as(j, chunk, scratch, 1);
+    else moments_chunk_as(j, chunk, scratch, 0);
+}
+
+/* ---- one copy for each kind of processor -------------------------------------------------------------------------- */
+
+#define VERSION(suffix, attribute) \
+    attribute static void forward##suffix(Job *j, i64 c, float *s) { forward_chunk(j, c, s); } \
+    attribute static void backward##suffix(Job *j, i64 c, float *s) { backward_chunk(j, c, s); } \
+    attribute static void moments##suffix(Job *j, i64 c, float *s) { moments_chunk(j, c, s); }
+
+VERSION(_any, )
+static Body bodies[3] = {forward_any, backward_any, moments_any};
+
+#if defined(__x86_64__) && defined(__GNUC__)
+VERSION(_avx2, __attribute__((target("avx2"))))
+VERSION(_avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))))
+#endif
+
+/* gomp: address of GOMP_parallel or null. level: at most baseline (0), AVX2 (1), AVX-512 (2). size: of the caller's Args.
+ * Returns the level taken, or -1 where the caller was made for another version of this file. */
+EXPORT i64 spikedistill_init(void *gomp, i64 level, i64 size)
+{
+    if (size != (i64)sizeof(Args)) return -1;
+    memcpy(&parallel, &gomp, sizeof gomp);
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    if (level >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        bodies[0] = forward_avx512, bodies[1] = backward_avx512, bodies[2] = moments_avx512;
+        return 2;
+    }
+    if (level >= 1 && __builtin_cpu_supports("avx2")) {
+        bodies[0] = forward_avx2, bodies[1] = backward_avx2, bodies[2] = moments_avx2;
+        return 1;
+    }
+#endif
+    bodies[0] = forward_any, bodies[1] = backward_any, bodies[2] = moments_any;
+    (void)level;
+    return 0;
+}
+
+/* ---- operations --------------------------------------------------------------------------------------------------- */
+
+/* Sum of the partial results of channel c. */
+static double total(const Job *j, i64 c, int which)
+{
+    double s = 0;
+    i64 C = j->a.channels;
+    if (j->a.inner == 1)
+        for (i64 k = 0; k < j->chunks; k++) s += j->partial[(2 * k + which) * C + c];
+    else
+        for (i64 p = c; p < j->a.outer * C; p += C)
+            for (i64 q = p * j->split; q < (p + 1) * j->split; q++) s += j->partial[2 * q + which];
+    return s;
+}
+
+static i64 piece_count(const Job *j, i64 q)
+{
+    return least(j->piece, j->a.inner - q % j->split * j->piece);
+}
+
+static i64 chunk_count(const Job *j, i64 k)
+{
+    return least(j->rows, j->a.outer - k * j->rows);
+}
+
+static int run_moments(Job *j)
+{
+    i64 C = j->a.channels;
+    j->a.outer *= j->a.steps_x;
+    geometry(j, j->a.outer);
+    double n = (double)(j->a.outer * j->a.inner);
+    j->partial = malloc((partials(j) + 1) * sizeof(double));
+    if (!j->partial || loop(j, bodies[MOMENTS], j->chunks, 3 * stride(j))) return 1;
+    for (i64 c = 0; c < C; c++) {
+        double mean = 0, m2 = 0;
+        if (j->a.inner == 1) {
+            for (i64 k = 0; k < j->chunks; k++) mean += j->partial[2 * k * C + c] * chunk_count(j, k);
+            mean /= n;
+            for (i64 k = 0; k < j->chunks; k++) {
+                double e = j->partial[2 * k * C + c] - mean;
+                m2 += j->partial[(2 * k + 1) * C + c] + e * e * chunk_count(j, k);
+            }
+        } else {
+            for (i64 p = c; p < j->a.outer * C; p += C)
+                for (i64 q = p * j->split; q < (p + 1) * j->split; q++) mean += j->partial[2 * q] * piece_count(j, q);
+            mean /= n;
+            for (i64 p = c; p < j->a.outer * C; p += C)
+                for (i64 q = p * j->split; q < (p + 1) * j->split; q++) {
+                    double e = j->partial[2 * q] - mean;
+                    m2 += j->partial[2 * q + 1] + e * e * piece_count(j, q);
+                }
+        }
+        j->a.mean[c] = (float)mean;
+        j->a.var[c] = (float)(m2 / n);
+    }
+    return 0;
+}
+
+static int run_backward(Job *j)
+{
+    i64 C = j->a.channels, need = j->a.need;
+    int norm = j->scale != NULL, batch = norm && j->a.training;
+    size_t scratch = (size_t)(9 + j->a.steps) * stride(j);
+    double n = (double)(j->a.steps_x * j->a.outer * j->a.inner);
+    j->coefficients = (need & GRAD_COEFFICIENTS) != 0;
+    j->reduce = norm && ((need & GRAD_AFFINE) || (batch && (need & GRAD_X)));
+    j->write = (need & GRAD_X) && !batch;
+    if (j->coefficients && !(j->partial_coefficients = malloc((2 * j->chunks + 1) * sizeof(double)))) return 1;
+    if (j->reduce && !(j->partial = calloc(partials(j) + 1, sizeof(double)))) return 1;
+    if (j->reduce || j->write || j->coefficients)
+        if (loop(j, bodies[BACKWARD], j->chunks, scratch)) return 1;
+    if (j->coefficients) {
+        j->a.grad_coefficients[0] = j->a.grad_coefficients[1] = 0;
+        for (i64 k = 0; k < 2 * j->chunks; k++) j->a.grad_coefficients[k & 1] += j->partial_coefficients[k];
+        j->coefficients = 0;
+    }
+    if (!j->reduce) return 0;
+    float *slope = malloc(2 * C * sizeof(float) + 1), *mean_du = slope + C;
+    if (!slope) return 1;
+    for (i64 c = 0; c < C; c++) {
+        double sum_du = total(j, c, 0), invstd = 1.0f / sqrtf(j->a.var[c] + (float)j->a.eps);
+        double sum_dx = total(j, c, 1) * invstd;
+        if (j->a.grad_bias) j->a.grad_bias[c] = (float)sum_du;
+        if (j->a.grad_weight) j->a.grad_weight[c] = (float)sum_dx;
+        mean_du[c] = (float)(sum_du / n);
+        slope[c] = (float)(sum_dx * invstd / n);
+    }
+    int failed = 0;
+    if (batch && (need & GRAD_X)) {
+        j->slope = slope, j->mean_du = mean_du, j->write = 1, j->reduce = 0;
+        failed = loop(j, bodies[BACKWARD], j->chunks, scratch);
+    }
+    free(slope);
+    return failed;
+}
+
+/* Does what `args` says. Returns 0, or 1 where memory ran out. */
+EXPORT i64 spikedistill_run(const Args *args)
+{
+    Job job, *j = &job;
+    memset(j, 0, sizeof job);
+    memcpy(&j->a, args, sizeof *args);
+    int failed = 0;
+    if (j->a.op == MOMENTS) {
+        failed = run_moments(j);
+        free(j->partial);
+        return failed;
+    }
+    i64 C = j->a.channels;
+    double p = j->a.parameter;
+    j->decay = (float)j->a.decay, j->gain = (float)j->a.gain, j->offset = (float)j->a.offset;
+    j->v_th = (float)j->a.v_th, j->rest = (float)j->a.rest;
+    j->fire = j->a.strict ? nextafterf(j->v_th, INFINITY) : j->v_th;
+    switch (j->a.kind) {
+    case ATAN: j->s0 = (float)(3.14159265358979323846 * p / 2), j->s1 = (float)(p / 2); break;
+    case SIGMOID: j->s0 = (float)p; break;
+    case TRIANGLE: j->s0 = (float)p, j->s1 = (float)(1 / (p * p)); break;
+    default: j->s0 = (float)p, j->s1 = (float)(1 / (2 * p));
+    }
+    geometry(j, j->a.outer);
+    if (j->a.mean) {
+        if (!(j->scale = malloc(2 * C * sizeof(float) + 1))) return 1;
+        j->shift = j->scale + C;
+        for (i64 c = 0; c < C; c++) {
+            float invstd = 1.0f / sqrtf(j->a.var[c] + (float)j->a.eps);
+            j->scale[c] = j->a.weight ? j->a.weight[c] * invstd : invstd;
+            float product = j->a.mean[c] * j->scale[c];
+            j->shift[c] = j->a.bias ? j->a.bias[c] - product : -product;
+        }
+    }
+    if (j->a.op == FORWARD) failed = loop(j, bodies[FORWARD], j->chunks, 4 * stride(j));
+    else failed = run_backward(j);
+    free(j->scale);
+    free(j->partial);
+    free(j->partial_coefficients);
+    return failed;
+}

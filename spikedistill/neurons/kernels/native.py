@@ -1,0 +1,130 @@
+"""The native kernel for processors (native.c), called with pointers. float32 and bfloat16, membranes in float32."""
+
+import ctypes
+import struct
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spikedistill.neurons.kernels.ops import How, Norm, channels_last, empty
+
+LIBRARY = Path(__file__).with_name("libnative.so")
+ARGS = struct.Struct("=10q14q7d")  # the fields of Args in native.c
+FORWARD, BACKWARD, MOMENTS = range(3)
+LEVELS = {"baseline": 0, "avx2": 1, "avx512": 2}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernel, or None, with one warning that says how to get it."""
+    try:
+        lib = ctypes.CDLL(str(LIBRARY))
+        lib.spikedistill_run.argtypes, lib.spikedistill_run.restype = [ctypes.c_char_p], ctypes.c_int64
+        lib.spikedistill_init.restype = ctypes.c_int64
+        lib.spikedistill_init.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+        why = "was built for another version of this package" if level(lib, "avx512") < 0 else None
+    except OSError as e:
+        why = "was not built" if not LIBRARY.exists() else f"does not load ({e})"
+    if why is None:
+        return lib
+    warnings.warn(
+        f"the native neuron kernel {why}: spiking layers run in plain torch on the CPU, about 10 times slower. "
+        f"With a C compiler, reinstall the package (pip install -e . in a checkout)",
+        stacklevel=2,
+    )
+    return None
+
+
+def level(lib: ctypes.CDLL, name: str) -> int:
+    """Let the kernel use at most these instructions; returns what it takes on this processor, as in LEVELS."""
+    return lib.spikedistill_init(parallel(), LEVELS[name], ARGS.size)
+
+
+def parallel() -> int | None:
+    """GOMP_parallel of the OpenMP runtime that torch itself runs on: a second pool of threads would fight with it."""
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        try:
+            torch_cpu = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / name))
+            return ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def takes(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.numel() > 0
+
+
+def layout(x: Tensor, norm: bool) -> tuple[int, int, int]:
+    """outer, C, inner of one step of a dense x."""
+    if not norm:
+        return 1, 1, x.shape[1:].numel()
+    _, B, C, H, W = x.shape
+    return (B * H * W, C, 1) if channels_last(x) else (B, C, H * W)
+
+
+def vector(v: Tensor | None, channels: int) -> Tensor | None:
+    """A per-channel value as the kernel reads it."""
+    if v is None:
+        return None
+    if v.shape != (channels,) or v.device.type != "cpu":
+        raise ValueError(f"expected {channels} values on the CPU, one per channel, got {list(v.shape)} on {v.device}")
+    return v.detach().to(torch.float32).contiguous()
+
+
+def pointer(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def number(v: float | Tensor) -> float:
+    return v.item() if isinstance(v, Tensor) else v
+
+
+def run(op, x, norm, how, steps, need=0, grad=None, out=None, d_weight=None, d_bias=None, d_coefficients=None):
+    lib = library()
+    if lib is None:
+        raise RuntimeError("the native neuron kernel was not built")
+    outer, C, inner = layout(x, norm is not None)
+    statistics = [None] * 4 if norm is None else [vector(v, C) for v in norm[:4]]
+    rest = how.v_reset or 0.0
+    args = ARGS.pack(
+        *map(pointer, (x, grad, out, *statistics, d_weight, d_bias, d_coefficients)),
+        *(op, x.dtype == torch.bfloat16, steps, len(x), outer, C, inner, torch.get_num_threads()),
+        *(how.v_reset is not None, how.strict, how.detach_reset, how.kind, norm is not None and norm.batch, need),
+        *(norm.eps if norm else 0.0, number(how.decay), number(how.gain)),
+        *(number((1 - how.decay) * rest) if rest else 0.0, how.v_th, rest, how.parameter),
+    )
+    if lib.spikedistill_run(args):
+        raise MemoryError("no memory for the buffers of the neuron kernel")
+
+
+NO_NEURON = How(0.0, 0.0, 0.0, None, False, False, 0, 0.0)
+
+
+def forward(x: Tensor, norm: Norm | None, how: How, steps: int) -> Tensor:
+    """[T or 1, ...] -> spikes [steps, ...]."""
+    out = empty(x, steps)
+    run(FORWARD, x, norm, how, steps, out=out)
+    return out
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of [T, B, C, H, W] over all but C."""
+    mean, var = (torch.empty(x.shape[2]) for _ in range(2))
+    run(MOMENTS, x, Norm(mean, var, None, None, 0.0, True), NO_NEURON, len(x))
+    return mean, var
+
+
+def backward(
+    grad: Tensor, x: Tensor, norm: Norm | None, how: How, need_x: bool, need_affine: bool, need_coefficients: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight [C], bias [C] and (decay, gain) [2], from the gradient of the spikes."""
+    dx = empty(x, len(x)) if need_x else None
+    d_weight, d_bias = (torch.empty(x.shape[2]) if need_affine else None for _ in range(2))
+    coefficients = torch.empty(2, dtype=torch.float64) if need_coefficients else None
+    need = need_x + 2 * need_affine + 4 * need_coefficients
+    run(BACKWARD, x, norm, how, len(grad), need, grad, dx, d_weight, d_bias, coefficients)
+    return dx, d_weight, d_bias, None if coefficients is None else coefficients.float()

@@ -1,0 +1,405 @@
+"""Every family against the tables of its paper: parameters, shapes, spikes, and what holds for all of them."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from spikedistill import models
+from spikedistill.core.taps import call, infer
+from spikedistill.models.layers import BatchNorm2d
+from spikedistill.models.ms_resnet import MembraneBlock
+from spikedistill.models.resnet19 import PostSumBlock
+from spikedistill.models.sew_resnet import SEWBlock
+from spikedistill.models.spikformer import attend, groups
+from spikedistill.neurons import ATan, Neuron, Rectangle, Sigmoid, Triangle
+from spikedistill.spec import SpecError
+
+# each family as small as its shape allows, for 16x16 images of 3 channels
+TINY = {
+    "sew_resnet18": dict(width=4),
+    "sew_resnet34": dict(width=4),
+    "sew_resnet50": dict(width=4),
+    "resnet19": dict(width=8, stem_width=4),
+    "ms_resnet18": dict(width=4),
+    "ms_resnet34": dict(width=4),
+    "vggsnn": dict(size=16, channels=3, widths=((4, 8), (8, 8), (16, 16), (16, 12))),
+    "plif_net": dict(size=16, width=8, hidden=32, steps=4),
+    "spikformer": dict(depth=2, dim=32, heads=4),
+}
+ANNS = {"ann_resnet18": dict(width=4), "ann_resnet34": dict(width=4)}
+families = pytest.mark.parametrize("name", TINY)
+
+
+def tiny(name, channels=3, **how):
+    torch.manual_seed(0)
+    how = (TINY | ANNS)[name] | {"channels": channels, "classes": 5} | how
+    return models.MODELS[name](**how)
+
+
+def images(batch=3, channels=3, size=16, seed=1):
+    return torch.rand(batch, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def settled(name, **how):
+    """In evaluation mode, with running statistics of real activations, so that deep layers fire."""
+    model = tiny(name, **how)
+    for module in model.modules():
+        if isinstance(module, BatchNorm2d):
+            module.momentum = None  # the plain average over calls
+    with torch.no_grad():
+        for seed in range(3):
+            model(images(8, model.channels, seed=seed))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("sew_resnet18(stem='imagenet', classes=1000)", 11_689_512),
+        ("sew_resnet34(stem='imagenet', classes=1000)", 21_797_672),
+        ("sew_resnet50(stem='imagenet', classes=1000)", 25_557_032),
+        ("resnet19", 12_630_858),
+        ("resnet19(classes=100)", 12_653_988),
+        ("ms_resnet18", 11_173_962),
+        ("ann_resnet18", 11_173_962),
+        ("vggsnn", 9_271_498),
+        ("vggsnn(pool='stride')", 9_271_498),
+        ("plif_net(neuron=lif)", 36_718_336),
+        ("plif_net", 36_718_336 + 8),  # a time constant in each of eight layers
+        ("spikformer", 9_324_730),
+    ],
+)
+def test_parameters_of_the_papers(text, count):
+    with torch.device("meta"):
+        assert models.parameters(models.build(text)) == count
+
+
+@pytest.mark.parametrize(
+    ("dim", "heads", "depth", "channels", "classes", "millions"),
+    [(384, 12, 8, 3, 1000, 16.82), (512, 8, 8, 3, 1000, 29.69), (768, 12, 8, 3, 1000, 66.34), (256, 16, 2, 2, 10, 2.57)],
+)
+def test_parameters_of_spikformers_for_imagenet_and_events(dim, heads, depth, channels, classes, millions):
+    how = dict(dim=dim, heads=heads, depth=depth, channels=channels, classes=classes)
+    with torch.device("meta"):
+        count = models.parameters(models.MODELS["spikformer"](**how, pools=(1, 2, 3, 4), qkv_bias=False))
+    assert round(count / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "maps"),
+    [
+        ("sew_resnet18(stem='imagenet')", (3, 224, 224), [(64, 56), (128, 28), (256, 14), (512, 7)]),
+        ("sew_resnet50(stem='imagenet')", (3, 224, 224), [(256, 56), (512, 28), (1024, 14), (2048, 7)]),
+        ("sew_resnet18(stem='cifar')", (3, 32, 32), [(64, 32), (128, 16), (256, 8), (512, 4)]),
+        ("resnet19", (3, 32, 32), [(128, 32), (256, 16), (512, 8)]),
+        ("ms_resnet18", (3, 32, 32), [(64, 32), (128, 16), (256, 8), (512, 4), (512, 4)]),
+        ("vggsnn", (2, 48, 48), [(128, 48), (256, 24), (512, 12), (512, 6)]),
+        ("vggsnn(pool='stride')", (2, 48, 48), [(128, 24), (256, 12), (512, 6), (512, 3)]),
+        ("plif_net", (3, 32, 32), [(256, 32), (256, 16)]),
+        ("spikformer", (3, 32, 32), [(384, 8)] * 4),
+        ("spikformer(pools=(1, 2, 3, 4), dim=256, heads=16, depth=2, channels=2)", (2, 128, 128), [(256, 8)] * 2),
+        ("spikformer(pools=(1, 2, 3, 4), dim=512, heads=8, depth=8)", (3, 224, 224), [(512, 14)] * 4),
+    ],
+)
+def test_maps_are_those_of_the_tables(text, shape, maps):
+    # the ReLU twin has the same shapes, and its layers have formulas for meta tensors
+    with torch.device("meta"):
+        name, settings = text.rstrip(")").partition("(")[::2]
+        model = models.build(f"{name}({settings}{', ' if settings else ''}neuron=relu)")
+        out = infer(model, torch.empty(1, *shape), taps=[*model.dims])
+    assert [(t.shape[2], t.shape[3]) for t in out.taps.values()] == maps
+    assert [*model.dims.values()] == [channels for channels, _ in maps]
+
+
+@families
+def test_time_is_a_free_argument_and_a_short_run_is_the_start_of_a_long_one(name):
+    model, x = settled(name, steps=3), images()
+    with torch.no_grad():
+        assert model(x).shape == (3, 3, 5)
+        four = model(x, steps=4)
+        for steps in (1, 2):
+            torch.testing.assert_close(model(x, steps=steps), four[:steps], rtol=0, atol=1e-6)
+
+
+@families
+def test_a_static_image_equals_its_repeated_frames(name):
+    model, x = settled(name), images()
+    still = infer(model, x, 4, [*model.dims])
+    moving = infer(model, x.expand(4, *x.shape).contiguous(), taps=[*model.dims])
+    torch.testing.assert_close(still.logits, moving.logits, rtol=0, atol=1e-6)
+    for tap, spikes in still.taps.items():
+        torch.testing.assert_close(spikes, moving.taps[tap], rtol=0, atol=1e-6)
+
+
+@families
+def test_neurons_emit_zeros_and_ones_and_some_of_both(name):
+    model, seen = settled(name), {}
+    for layer, module in model.named_modules():
+        if isinstance(module, Neuron):
+            module.register_forward_hook(lambda _m, _i, out, layer=layer: seen.update({layer: out}))
+    model(images())
+    neurons = [layer for layer, module in model.named_modules() if isinstance(module, Neuron)]
+    assert sorted(seen) == sorted(neurons)
+    for spikes in seen.values():
+        assert ((spikes == 0) | (spikes == 1)).all()
+    assert sum(0 < spikes.mean() < 1 for spikes in seen.values()) > 0.7 * len(seen)
+
+
+@families
+def test_taps_fire_with_the_channels_that_dims_states(name):
+    model = tiny(name)
+    assert [tap for tap in model.dims if tap.startswith("stage")][0] == "stage1"
+    out = call(model, images(), taps=[*model.dims])
+    for tap, channels in model.dims.items():
+        assert out.taps[tap].shape[:3] == (4, 3, channels)
+        assert out.taps[tap].ndim == 5
+
+
+@families
+def test_last_tap_is_the_map_before_pooling(name):
+    model, x = settled(name), images()
+    last = [*model.dims][-1]
+    logits = model(x)
+    model.get_submodule(last).register_forward_hook(lambda _m, _i, out: torch.zeros_like(out))
+    empty = model(x)
+    assert not torch.equal(logits, empty)
+    torch.testing.assert_close(empty, empty[:, :1].expand_as(empty))  # nothing else reaches the head
+
+
+@families
+def test_two_calls_are_equal(name):
+    model, x = settled(name), images()
+    assert torch.equal(model(x), model(x))
+
+
+@families
+def test_takes_event_frames(name):
+    model = tiny(name, channels=2)
+    assert model(torch.rand(5, 3, 2, 16, 16).round()).shape == (5, 3, 5)
+
+
+@families
+def test_every_parameter_learns(name):
+    model = tiny(name)
+    model(images(8)).square().sum().backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not silent
+
+
+@families
+def test_bf16_autocast(name):
+    model = tiny(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(images())
+    logits.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@families
+def test_channels_last_stays_channels_last(name):
+    model = settled(name).to(memory_format=torch.channels_last)
+    out = infer(model, images().contiguous(memory_format=torch.channels_last), taps=[*model.dims])
+    for tap, x in out.taps.items():
+        assert x.flatten(0, 1).is_contiguous(memory_format=torch.channels_last), tap
+
+
+@families
+def test_copies_and_pickles(name):
+    model, x = settled(name), images()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), model(x))
+
+
+@families
+def test_ann_twin_has_the_same_parameters_and_one_step(name):
+    spiking, twin = tiny(name, neuron="lif"), tiny(name, neuron="relu")
+    assert {n: p.shape for n, p in spiking.named_parameters()} == {n: p.shape for n, p in twin.named_parameters()}
+    assert not any(isinstance(m, Neuron) for m in twin.modules())
+    assert twin(images()).shape == twin(images(), steps=4).shape == (1, 3, 5)
+    assert twin(torch.rand(2, 3, 3, 16, 16)).shape == (2, 3, 5)
+
+
+@families
+@pytest.mark.parametrize("neuron", ["if", "if(v_reset=None)", "plif(tau=3.0)", "lif(v_th=0.7, surrogate=atan(3.0))"])
+def test_any_neuron_goes_into_any_family(name, neuron):
+    model = tiny(name, neuron=neuron)
+    assert model(images(), steps=2).shape == (2, 3, 5)
+
+
+@families
+def test_wrong_inputs_are_said_clearly(name):
+    model = tiny(name)
+    with pytest.raises(ValueError, match="5 frames but steps=4"):
+        model(torch.rand(5, 2, 3, 16, 16), steps=4)
+    with pytest.raises(ValueError, match="built for 3 channels"):
+        model(images(channels=1))
+    with pytest.raises(ValueError, match="images"):
+        model(torch.rand(3, 16, 16))
+    assert model(torch.rand(5, 2, 3, 16, 16), steps=5).shape == (5, 2, 5)
+
+
+def test_normalisation_is_the_models_own():
+    plain, own = settled("sew_resnet18"), tiny("sew_resnet18", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    own.load_state_dict(plain.state_dict(), strict=False)
+    mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
+    x = images()
+    torch.testing.assert_close(own.eval()(x), plain((x - mean) / std))
+    assert not any("normalize" in name for name, _ in own.named_parameters())
+    with pytest.raises(SpecError, match="3 channels takes 3 of each"):
+        tiny("resnet19", mean=(0.5,), std=(0.5,))
+
+
+@pytest.mark.parametrize(
+    ("name", "tau", "others"),
+    [
+        ("sew_resnet18", None, (1.0, 0.0, False, True, ATan(2.0))),
+        ("resnet19", (2.0, False), (1.0, 0.0, True, False, Triangle(1.0))),
+        ("vggsnn", (2.0, False), (1.0, 0.0, True, False, Triangle(1.0))),
+        ("ms_resnet18", (4 / 3, False), (0.5, 0.0, True, True, Rectangle(0.5))),
+        ("spikformer", (2.0, True), (1.0, 0.0, False, True, Sigmoid(4.0))),
+    ],
+)
+def test_neurons_are_those_of_the_paper(name, tau, others):
+    neuron = next(m for m in tiny(name).modules() if isinstance(m, Neuron))
+    assert (neuron.v_th, neuron.v_reset, neuron.strict, neuron.detach_reset, neuron.surrogate) == others
+    assert (getattr(neuron, "tau", None), getattr(neuron, "decay_input", None)) == (tau or (None, None))
+
+
+@pytest.mark.parametrize("neuron", ["if", "plif"])
+def test_sew_add_emits_whole_numbers_within_bounds(neuron):
+    model = settled("sew_resnet34", neuron=neuron)
+    seen = []
+    for block in model.modules():
+        if isinstance(block, SEWBlock):
+            block.register_forward_hook(lambda m, i, out: seen.append((m, i[0], out)))
+    model(images())
+    assert len(seen) == 16
+    for block, before, after in seen:
+        limit = before.max() + 1 if isinstance(block.shortcut, nn.Identity) else 2
+        assert torch.equal(after, after.round())
+        assert 0 <= after.min()
+        assert after.max() <= limit
+    assert max(after.max() for _, _, after in seen) > 1
+
+
+@pytest.mark.parametrize(
+    ("connect", "joined"),
+    [("add", lambda a, x: a + x), ("and", lambda a, x: a * x), ("iand", lambda a, x: x - a * x)],
+)
+def test_sew_joins_after_the_neuron(connect, joined):
+    block = settled("sew_resnet18", connect=connect).get_submodule("stage2.1")
+    x = torch.randint(0, 2, (4, 3, 8, 8, 8)).float()
+    assert torch.equal(block(x), joined(block.branch(x), x))
+
+
+@pytest.mark.parametrize("connect", ["add", "and", "iand"])
+@pytest.mark.parametrize("name", ["sew_resnet18", "sew_resnet50"])
+def test_zero_initialised_blocks_are_the_identity(name, connect):
+    model = tiny(name, connect=connect, zero_init=True)
+    for block in model.modules():
+        if isinstance(block, SEWBlock) and isinstance(block.shortcut, nn.Identity):
+            x = torch.randint(0, 3, (4, 2, block.branch[0].conv.in_channels, 4, 4)).float()
+            assert torch.equal(block(x), x)
+
+
+def test_post_sum_blocks_add_before_the_neuron():
+    model = settled("resnet19")
+    for block in (model.get_submodule("stage2.0"), model.get_submodule("stage2.1")):
+        assert isinstance(block, PostSumBlock)
+        x = torch.randint(0, 2, (4, 3, block.conv1.conv.in_channels, 8, 8)).float()
+        currents = block.norm2(block.conv2(block.conv1(x))) + block.shortcut(x)
+        assert torch.equal(block(x), block.neuron(currents))
+    assert not any(isinstance(m, Neuron) for m in model.get_submodule("stage2.0.shortcut").modules())
+
+
+def test_membrane_blocks_never_pass_a_neuron_on_the_shortcut():
+    model = settled("ms_resnet18")
+    for block in (model.get_submodule("stage2.0"), model.get_submodule("stage2.1")):
+        assert isinstance(block, MembraneBlock)
+        x = torch.randn(4, 3, block.conv1.conv.in_channels, 8, 8)
+        rest = block.norm2(block.conv2(block.conv1(block.neuron(x))))
+        torch.testing.assert_close(block(x) - rest, block.shortcut(x))
+    assert not any(isinstance(m, Neuron) for m in model.get_submodule("stage2.0.shortcut").modules())
+    fresh = tiny("ms_resnet18")
+    assert fresh.stem[1].weight.unique().item() == 0.5
+    assert fresh.get_submodule("stage2.1.conv1.norm").weight.unique().item() == 0.5
+    assert fresh.get_submodule("stage2.1.norm2").weight.unique().item() == pytest.approx(0.1)
+
+
+def test_ordinary_resnet_is_one():
+    model, x = tiny("ann_resnet18").eval(), images()
+    out = call(model, x, steps=4, taps=["stage1", "stage1.0", "stage4"])
+    assert out.logits.shape == (1, 3, 5)
+    block, before = model.get_submodule("stage1.1"), out.taps["stage1.0"][0]
+    conv1, conv2 = block.conv1, nn.functional.conv2d
+    inner = conv2(before, conv1.conv.weight, padding=1) / (1 + 1e-5) ** 0.5
+    outer = conv2(inner.relu(), block.conv2.weight, padding=1) / (1 + 1e-5) ** 0.5
+    torch.testing.assert_close(out.taps["stage1"][0], (outer + before).relu())
+    torch.testing.assert_close(out.logits[0], model.head(out.taps["stage4"][0].mean((-2, -1))))
+
+
+def test_vgg_head_is_made_for_the_size():
+    model = tiny("vggsnn", size=24)
+    assert model.head.in_features == 12 * 1 * 1
+    assert tiny("vggsnn", size=48).head.in_features == 12 * 3 * 3
+    assert tiny("vggsnn", size=20, pool="stride").head.in_features == 12 * 2 * 2
+    assert tiny("vggsnn", size=20, pool="stride")(images(size=20)).shape == (4, 3, 5)
+    assert tiny("vggsnn", vote=3)(images()).shape == (4, 3, 5)
+    with pytest.raises(ValueError, match="24x24"):
+        model(images())
+    with pytest.raises(SpecError, match="size=8"):
+        tiny("vggsnn", size=8)
+
+
+def test_plif_net_votes_with_spikes():
+    model = settled("plif_net")
+    logits = model(images())
+    assert torch.equal((logits * 10).round(), logits * 10)
+    assert 0 <= logits.min() and logits.max() <= 1
+
+
+def test_spikformer_attention_in_either_order():
+    g = torch.Generator().manual_seed(0)
+    for tokens, d in ((6, 4), (4, 6), (5, 5)):
+        q, k, v = (torch.randint(0, 2, (2, 3, tokens, d), generator=g).float() for _ in range(3))
+        expected = torch.zeros_like(v)
+        for n in range(tokens):
+            for m in range(tokens):
+                expected[..., n, :] += (q[..., n, :] * k[..., m, :]).sum(-1, keepdim=True) * v[..., m, :]
+        assert torch.equal(attend(q, k, v), expected)
+        assert torch.equal((q @ k.mT) @ v, q @ (k.mT @ v))
+
+
+def test_spikformer_attends_within_heads_and_steps():
+    attention = settled("spikformer").get_submodule("stage1.0.attention")
+    x = torch.randint(0, 3, (2, 3, 32, 4, 4)).float()
+    q, k, v = (layer(x) for layer in (attention.q, attention.k, attention.v))
+    y = torch.zeros_like(x)
+    for head in range(4):
+        c = slice(8 * head, 8 * head + 8)
+        for t in range(2):
+            for b in range(3):
+                a, kk, vv = (z[t, b, c].flatten(1).T for z in (q, k, v))  # [N, d]
+                y[t, b, c] = (a @ kk.T @ vv * 0.125).T.unflatten(-1, (4, 4))
+    assert torch.equal(attention(x), attention.project(attention.neuron(y)))
+    assert attention.neuron.v_th == 0.5 and attention.q.neuron.v_th == 1.0
+
+
+def test_spikformer_settings_that_cannot_be():
+    assert groups(10, 4) == [3, 3, 2, 2] and groups(4, 4) == [1] * 4
+    with pytest.raises(SpecError, match="multiple of 8 and of heads=5"):
+        tiny("spikformer", heads=5)
+    with pytest.raises(SpecError, match="1 to 4"):
+        tiny("spikformer", pools=(5,))
+
+
+def test_unknown_choices_name_the_nearest():
+    with pytest.raises(SpecError, match="connect='ad' is unknown; did you mean 'add'"):
+        tiny("sew_resnet18", connect="ad")
+    with pytest.raises(SpecError, match="stem='imagnet' is unknown; did you mean 'imagenet'"):
+        tiny("sew_resnet18", stem="imagnet")
+    with pytest.raises(SpecError, match="pool='strid' is unknown; did you mean 'stride'"):
+        tiny("vggsnn", pool="strid")
