@@ -1,8 +1,13 @@
-"""Formulas that two or more methods use: pure functions of tensors, means over the batch."""
+"""What several methods use: formulas, pure functions of tensors and means over the batch, and the pairing of taps."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from spikedistill.core.taps import TapError, published
+from spikedistill.spec import SpecError
 
 
 def wide(x: Tensor) -> Tensor:
@@ -23,3 +28,37 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float) -> Tensor:  # [B, C], 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:  # [B, C], [B] or [B, C] -> [B]
     """-sum_k y_k log softmax(z)_k for each sample. Labels [B] and their one-hot rows [B, C] give the same value."""
     return F.cross_entropy(logits, target, reduction="none")
+
+
+def matched(teacher: Tensor, student: Tensor, resize: bool, who: str) -> Tensor:  # [B, C_t, h, w], [B, C_s, H, W]
+    """The teacher's map at the student's height and width: [B, C_t, H, W], interpolated where `resize` allows it.
+
+    Raises ValueError, beginning with `who` and naming both shapes, where they differ and it does not.
+    """
+    if teacher.shape[-2:] == student.shape[-2:]:
+        return teacher
+    if not resize or teacher.ndim != 4 or student.ndim != 4:
+        shapes = f"student feature {list(student.shape)} and teacher feature {list(teacher.shape)}"
+        raise ValueError(f"{who}: {shapes} do not fit: choose other taps, or resize=True to interpolate the teacher's")
+    return F.interpolate(wide(teacher), student.shape[-2:], mode="bilinear")
+
+
+def paired(
+    student: nn.Module, teacher: nn.Module, taps: Sequence[str], teacher_taps: Sequence[str], who: str
+) -> tuple[list[str], list[str], list[tuple[int, int]]]:
+    """Taps of student and teacher pair by pair, and the channels of each pair.
+
+    Where none are named: those that both publish under one name; where no name is shared, all of them in order.
+    Raises SpecError or TapError, beginning with `who` or naming the model, for lists that do not fit.
+    """
+    if not taps and not teacher_taps:
+        ours, theirs = [*getattr(student, "dims", {})], [*getattr(teacher, "dims", {})]
+        shared = [tap for tap in ours if tap in theirs]
+        if not shared and len(ours) != len(theirs):
+            lists = f"student has {', '.join(ours) or 'none'}, the teacher {', '.join(theirs) or 'none'}"
+            raise TapError(f"{who}: the {lists}: no name is shared, so give taps and teacher_taps")
+        taps, teacher_taps = (shared, shared) if shared else (ours or [""], theirs or [""])
+    if len(taps) != len(teacher_taps):
+        raise SpecError([f"{who}: {len(taps)} taps and {len(teacher_taps)} teacher_taps, they go in pairs"])
+    pairs = [(published(student, s, "student"), published(teacher, t, "teacher")) for s, t in zip(taps, teacher_taps)]
+    return [s for (s, _), _ in pairs], [t for _, (t, _) in pairs], [(a, b) for (_, a), (_, b) in pairs]

@@ -1,15 +1,18 @@
-"""Augmentations of a batch of images, written `"flip|shift(2)"` and applied from left to right.
+"""Augmentations of a batch of images or event frames, written `"flip|shift(2)"` and applied from left to right.
 
 Each takes x, float [B,C,H,W] in [0,1] (or [B,T,C,H,W]: the same draw for all T), and a CPU generator; it draws once
 per sample and returns a new tensor of the same shape. Draws are made on the CPU, so they do not depend on the device.
 `repr` gives the text back that `parse` reads.
+
+On frames [B,T,C,H,W] of events the values are counts: all but jitter take them. drop_time, drop_events and noise are
+for them alone; drop_time, drop_area and drop_events are after Gu et al. 2021, EventDrop, arXiv 2106.05836.
 """
 
 import ast
 import difflib
 import math
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +37,8 @@ def _usage(word: str) -> str:
 @dataclass(frozen=True, repr=False)
 class _Word:
     """What the augmentations share: their arguments are checked, and they print as they are written."""
+
+    takes: ClassVar[str] = "images and events"
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -89,6 +94,23 @@ class shift(_Word):
 
 
 @dataclass(frozen=True, repr=False)
+class roll(_Word):
+    """Moved as by `shift`, but what leaves on one side comes in on the other."""
+
+    pixels: int = _in(0, 64)
+
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
+        _fits(self, self.pixels, x)
+        high, wide = x.shape[-2:]
+        by = torch.randint(-self.pixels, self.pixels + 1, (2, len(x), 1), generator=generator).to(x.device)
+        rows = (torch.arange(high, device=x.device) - by[0]) % high
+        cols = (torch.arange(wide, device=x.device) - by[1]) % wide
+        sample = torch.arange(len(x), device=x.device).view(-1, 1, 1)
+        pixels = x.movedim((-2, -1), (1, 2))
+        return pixels[sample, rows[:, :, None], cols[:, None, :]].movedim((1, 2), (-2, -1))
+
+
+@dataclass(frozen=True, repr=False)
 class cutout(_Word):
     """A black square of size pixels, centred anywhere in the image (DeVries, Taylor 2017, arXiv 1708.04552)."""
 
@@ -99,11 +121,30 @@ class cutout(_Word):
         high, wide = x.shape[-2:]
         top = _uniform(x, generator, 0, high).floor() - self.size // 2
         left = _uniform(x, generator, 0, wide).floor() - self.size // 2
-        rows, cols = torch.arange(high, device=x.device), torch.arange(wide, device=x.device)
-        in_rows = (rows >= top[:, None]) & (rows < top[:, None] + self.size)  # [B,H]
-        in_cols = (cols >= left[:, None]) & (cols < left[:, None] + self.size)
-        hole = in_rows[:, :, None] & in_cols[:, None, :]
-        return x.masked_fill(hole.view(len(x), *[1] * (x.dim() - 3), high, wide), 0)
+        return _holed(x, top, left, torch.full_like(top, self.size), torch.full_like(left, self.size))
+
+
+def _holed(x: Tensor, top: Tensor, left: Tensor, high: Tensor, wide: Tensor) -> Tensor:
+    """x with a rectangle of each sample zeroed, the same in all channels and steps. The rest are [B], in pixels."""
+    rows, cols = torch.arange(x.shape[-2], device=x.device), torch.arange(x.shape[-1], device=x.device)
+    in_rows = (rows >= top[:, None]) & (rows < (top + high)[:, None])  # [B,H]
+    in_cols = (cols >= left[:, None]) & (cols < (left + wide)[:, None])
+    hole = in_rows[:, :, None] & in_cols[:, None, :]
+    return x.masked_fill(hole.view(len(x), *[1] * (x.dim() - 3), *x.shape[-2:]), 0)
+
+
+@dataclass(frozen=True, repr=False)
+class drop_area(_Word):
+    """A rectangle anywhere is emptied, shaped as the image; its part of the area is drawn from 0 to share."""
+
+    share: float = _in(0, 1, 0.3)
+
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
+        side = _uniform(x, generator, 0, self.share).sqrt()
+        high, wide = ((side * pixels).round() for pixels in x.shape[-2:])
+        top = (_uniform(x, generator, 0, 1) * (x.shape[-2] - high + 1)).floor()
+        left = (_uniform(x, generator, 0, 1) * (x.shape[-1] - wide + 1)).floor()
+        return _holed(x, top, left, high, wide)
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,6 +166,7 @@ class rotate(_Word):
 class jitter(_Word):
     """Contrast about the image's mean, then brightness, each times a factor from 1-strength to 1+strength."""
 
+    takes: ClassVar[str] = "images"
     strength: float = _in(0, 1)
 
     def __call__(self, x: Tensor, generator: Generator) -> Tensor:
@@ -133,6 +175,53 @@ class jitter(_Word):
         brightness = _each(_uniform(x, generator, low, high), x)
         mean = _each(x.flatten(1).mean(1), x)
         return ((mean + (x - mean) * contrast) * brightness).clamp(0, 1)
+
+
+def _frames(word: _Word, x: Tensor) -> None:
+    if x.dim() != 5:
+        raise DataError(f"{word!r} is for frames of events [B,T,C,H,W], not for {list(x.shape)}")
+
+
+@dataclass(frozen=True, repr=False)
+class drop_time(_Word):
+    """Frames in a row are emptied, anywhere in time; their part of all T is drawn from 0 to share, then rounded."""
+
+    takes: ClassVar[str] = "events"
+    share: float = _in(0, 1, 0.5)
+
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
+        _frames(self, x)
+        steps = x.shape[1]
+        length = (_uniform(x, generator, 0, self.share) * steps).round()
+        start = (_uniform(x, generator, 0, 1) * (steps - length + 1)).floor()
+        at = torch.arange(steps, device=x.device)
+        empty = (at >= start[:, None]) & (at < (start + length)[:, None])  # [B,T]
+        return x.masked_fill(empty.view(*empty.shape, 1, 1, 1), 0)
+
+
+@dataclass(frozen=True, repr=False)
+class drop_events(_Word):
+    """Events are lost, those of a cell (pixel, polarity, step) together, with a probability drawn from 0 to share."""
+
+    takes: ClassVar[str] = "events"
+    share: float = _in(0, 1, 0.5)
+
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
+        _frames(self, x)
+        lost = _each(_uniform(x, generator, 0, self.share), x)
+        return x.masked_fill(torch.rand(x.shape, generator=generator).to(x.device) < lost, 0)
+
+
+@dataclass(frozen=True, repr=False)
+class noise(_Word):
+    """Events added: a Poisson number of mean `rate` in every cell (pixel, polarity, step), each drawn for itself."""
+
+    takes: ClassVar[str] = "events"
+    rate: float = _in(0, 10, 0.01)
+
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
+        _frames(self, x)
+        return x + torch.poisson(torch.full(x.shape, float(self.rate)), generator=generator).to(x.device, x.dtype)
 
 
 @dataclass(frozen=True, repr=False)
@@ -150,7 +239,16 @@ class chain:
         return "|".join(map(repr, self.parts))
 
 
-WORDS: dict[str, type[_Word]] = {word.__name__: word for word in (flip, shift, cutout, rotate, jitter)}
+IMAGES = (flip, shift, roll, cutout, drop_area, rotate, jitter)
+EVENTS = (drop_time, drop_events, noise)
+WORDS: dict[str, type[_Word]] = {word.__name__: word for word in IMAGES + EVENTS}
+
+
+def suits(change: Augment | None, events: bool) -> None:
+    """DataError where a word of an augmentation is for images in [0,1] and the data are events, or the reverse."""
+    for word in change.parts if isinstance(change, chain) else (change,):
+        if isinstance(word, _Word) and ("events" if events else "images") not in word.takes:
+            raise DataError(f"{word!r} is for {word.takes}: these data are {'events' if events else 'images'}")
 
 
 def parse(text: str) -> Augment | None:

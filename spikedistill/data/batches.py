@@ -138,9 +138,9 @@ class Tensors(_Epochs):
     """A split in memory.
 
     images: uint8 (divided by 255 on the way out, unless they are counts) or float, [N,C,H,W] or [N,T,C,H,W] (time
-    comes first on the way out); labels: int64 [N]; index: int64 [N], by default 0 .. N-1; counts: the values are numbers
-    of events and come out as they are. A batch is augmented whole ([B,T,C,H,W] where it has time) and then sliced, so
-    the ranks together see the single-process batch.
+    comes first on the way out); labels: int64 [N]; index: int64 [N], by default 0 .. N-1; counts: the values are
+    numbers of events and come out as they are. A batch is augmented whole ([B,T,C,H,W] where it has time) and then
+    sliced, so the ranks together see the single-process batch.
     """
 
     images: Any = field(repr=False)

@@ -107,9 +107,9 @@ def build(
 ) -> Data:
     """Parts -> Data: how training and evaluation read them is decided here, once.
 
-    augment: a callable, or text for `parse`; "default" means the text in `default`; steps: frames of a sample, None for
-    images; events: the frames count events. Training shuffles, augments and drops an incomplete last batch (unless it is
-    the only one); evaluation does none of it.
+    augment: a callable, or text for `parse`; "default" means the text in `default`; steps: frames of a sample, None
+    for images; events: the frames count events. Training shuffles, augments and drops an incomplete last batch (unless
+    it is the only one); evaluation does none of it.
     """
 
     def split(part: Part, size: int, **how: Any) -> Split:

@@ -70,9 +70,11 @@ def window_loss(
     return (s - t).square().mean() * (w**2 if reduction == "sum" else 1)
 
 
-def soft_loss(student: Tensor, teacher: Tensor, tau: float = 2.0, window: int = 0, stride: int = 1) -> Tensor:
+def soft_loss(
+    student: Tensor, teacher: Tensor, tau: float, per_window: bool = False, window: int | None = None, stride: int = 1
+) -> Tensor:  # [T, B, C], [T', B, C] -> []
     """`kd_loss` of the spike counts of all steps, or of those of each window, averaged over the windows."""
-    w = window or len(student)
+    w = window or default_window(len(student)) if per_window else len(student)
     s, t = (w * windows(x, w, stride, len(student)).flatten(0, 1) for x in (student, teacher))
     return kd_loss(s, t, tau)
 
@@ -143,11 +145,12 @@ def distilling_spikes(
         if full or sliding or per_window or task == "mse":
             raise ValueError("distilling_spikes: full, sliding, per_window and task='mse' need signal='spikes'")
         return Plan(passes, {"ce": (1 - alpha, CE()), "kd": (alpha * soft, KD(tau))})
-    trains = Spikes(window_loss, scale, window=window, stride=stride, reduction=reduction)
+    softened = Spikes(soft_loss, tau=tau, per_window=per_window, window=window, stride=stride)
+    windowed = Spikes(window_loss, scale, window=window, stride=stride, reduction=reduction)
     terms = {
         "spikes_task": (1 - alpha, Task(task)),
         "spikes_full": (alpha * full, Spikes(full_loss, scale)),
-        "spikes_window": (alpha * sliding, trains),
-        "spikes_soft": (alpha * soft, Soft(tau, per_window, window, stride)),
+        "spikes_window": (alpha * sliding, windowed),
+        "spikes_soft": (alpha * soft, softened),
     }
     return Plan(passes, {name: (weight, term) for name, (weight, term) in terms.items() if weight})

@@ -6,14 +6,14 @@
     L_rel = (1/B^2) sum_ij (G^_s - G^_t)^2                  no gradient to the teacher; mean over the taps
     L     = CE( mean_t z[t], y ) + weight L_rel
 
-Reference: Liang, Chao, Li, Zhao, IJCNN 2024, https://openreview.net/forum?id=kKLnXRCd20. The loss is that of Tung and
-Mori 2019 (similarity-preserving distillation), https://arxiv.org/abs/1907.09682, eq. 2 to 4.
+Reference: Liang, Chao, Li, Zhao, IJCNN 2024, https://openreview.net/forum?id=kKLnXRCd20, of which no equation could be
+read. L_rel with "row" is similarity-preserving distillation, Tung, Mori 2019, https://arxiv.org/abs/1907.09682, sec. 3.
 Evidence: reconstruction
-Only the abstract and reviews of an earlier submission (SuperSNN) could be read. Theirs: similarity matrices of one scale,
-the time mean, average pooling, labels beside. Ours: the layer, the normalisation, the weight, the pooling to 1x1.
-The mean is over B^2 pairs, and with "row" the rows have length 1, so 0 <= L_rel <= 4/B falls as 1/B: for the same pull
-the weight grows with the batch, 3000 at B = 256 is 750 at B = 64. With "vector" the weight does not depend on B. Neither
-depends on the size of the features. Pairs are those of one device. A silent sample has a row of zeros and no gradient.
+Known from the abstract and the reviews of an earlier submission (SuperSNN): similarity matrices on one scale, the time
+mean, average pooling, labels beside. Ours: which tap, the normalisation, the weight, pooling to 1x1, `time="flatten"`.
+The mean is over B^2 pairs. With "row" the rows have length 1, so 0 <= L_rel <= 4/B falls as 1/B: for the same pull, a
+batch of twice the size takes twice the weight. With "vector" the weight does not depend on B; it never depends on the
+size of the features. Pairs are those of one device. A silent sample has a row of zeros and gets no gradient.
 """
 
 import warnings
@@ -59,10 +59,8 @@ def relational_loss(
     if n == 1:
         warnings.warn("kd_snn_liang: a batch of one sample has no pairs, the loss is 0", stacklevel=2)
         return 0.0 * wide(student).sum()
-    difference = similarity(student, normalise, exclude_diagonal) - similarity(
-        teacher.detach(), normalise, exclude_diagonal
-    )
-    return difference.square().sum() / (n * (n - 1) if exclude_diagonal else n * n)
+    ours, theirs = (similarity(u, normalise, exclude_diagonal) for u in (student, teacher.detach()))
+    return (ours - theirs).square().sum() / (n * (n - 1) if exclude_diagonal else n * n)
 
 
 def space(x: Tensor) -> tuple[int, ...]:

@@ -130,10 +130,34 @@ def test_last_batch(make):
 def test_time_and_float_images_pass_through():
     x = torch.rand(5, 2, 1, 4, 4)
     split = Tensors(x, torch.zeros(5, dtype=torch.int64), batch_size=3)
-    assert torch.equal(torch.cat([b["x"] for b in split]), x)
+    assert torch.equal(torch.cat([b["x"] for b in split], 1), x.transpose(0, 1))  # time first
     array = Tensors((x * 255).byte().numpy(), torch.zeros(5, dtype=torch.int64), batch_size=3)  # say, a memory map
-    assert torch.equal(next(iter(array))["x"], (x[:3] * 255).byte() / 255)
+    assert torch.equal(next(iter(array))["x"], (x[:3] * 255).byte().transpose(0, 1) / 255)
     assert same(split.to("cpu"), split)
+    assert same(Files([(image, 0) for image in x], batch_size=3), split)
+    for kind in (split, Files([(image, 0) for image in x], batch_size=4)):
+        last = list(kind.epoch(0, 1, 3, 4))
+        assert last[0]["x"].shape == (2, 0, 1, 4, 4) and last[0]["y"].shape == (0,)
+
+
+def test_counts_are_not_divided():
+    x = torch.randint(0, 9, (6, 3, 2, 4, 4), dtype=torch.uint8)
+    split = Tensors(x, torch.zeros(6, dtype=torch.int64), batch_size=6, counts=True)
+    for change in (None, parse("shift(0)")):
+        batch = next(iter(replace(split, augment=change)))
+        assert batch["x"].dtype == torch.float32 and batch["x"].is_contiguous()
+        assert torch.equal(batch["x"], x.transpose(0, 1).float())
+
+
+def test_ranks_and_resume_with_time():
+    x = torch.randint(0, 9, (10, 3, 2, 6, 6), dtype=torch.uint8)
+    augment = parse("flip|roll(2)|drop_time|noise(0.1)")
+    split = Tensors(x, torch.arange(10) % 2, batch_size=4, shuffle=True, augment=augment, counts=True)
+    whole = list(split.epoch(3))
+    assert same(split.epoch(3, 1), whole[1:])
+    for rank in range(2):
+        for part, batch in zip(split.epoch(3, 0, rank, 2), whole, strict=True):
+            assert torch.equal(part["x"], batch["x"][:, rank::2]) and torch.equal(part["y"], batch["y"][rank::2])
 
 
 def test_on_a_device():

@@ -11,8 +11,8 @@ from spikedistill.core.fit import Stage, Trainee, fit
 from spikedistill.core.plan import merge
 from spikedistill.core.step import Step
 from spikedistill.core.taps import call, infer
-from spikedistill.methods import METHODS, bkd, ce, kd, tet
-from tests.methods.toy import toy_batch, toy_student, toy_teacher
+from spikedistill.methods import METHODS, bkd, ce, distilling_spikes, kd, kdsnn, tet
+from tests.methods.toy import spiking, toy_batch, toy_student, toy_teacher
 
 # name -> (builder with settings that are not the defaults, pass names)
 ENROLLED = {
@@ -22,6 +22,12 @@ ENROLLED = {
     "kd, per step": partial(kd, tau=3.0, per_step=True),
     "bkd": partial(bkd, blur=0.0, weight=1e-3, wsld=0.5, tau=3.0),
     "bkd, mean": partial(bkd, blur=0.0, weight=1.0, reduction="mean", hidden=3),
+    "kdsnn": partial(kdsnn, norms=("stem.norm", "stage2.1.norm"), weight=0.01),
+    "kdsnn, response": partial(kdsnn, variant="response", alpha=0.3, tau=3.0, soft="cross_entropy"),
+    "kdsnn, mse": partial(kdsnn, variant="mse", weight=0.4),
+    "kdsnn, pooled": partial(kdsnn, variant="pooled", weight=0.3),
+    "distilling_spikes": spiking(partial(distilling_spikes, alpha=0.4, sliding=0.6, window=1, tau=3.0)),
+    "distilling_spikes, potential": partial(distilling_spikes, signal="potential", alpha=0.3, tau=3.0),
 }
 every = pytest.mark.parametrize("build", ENROLLED.values(), ids=ENROLLED.keys())
 

@@ -3,6 +3,7 @@
 import torch
 
 from spikedistill.models.small import small
+from spikedistill.neurons import LIF
 
 CLASSES, SIZE = 4, 8
 
@@ -16,6 +17,16 @@ def toy_teacher(seed: int = 1):
     """An ANN with other widths than the student."""
     torch.manual_seed(seed)
     return small(classes=CLASSES, channels=2, widths=(5, 7), neuron="relu")
+
+
+def spiking(build):
+    """A method on students and teachers whose logits are spikes."""
+
+    def built(student, teacher):
+        student.out, teacher.out = LIF(v_th=0.2), LIF(v_th=0.2)
+        return build(student, teacher)
+
+    return built
 
 
 def toy_batch(batch: int = 4, seed: int = 2):

@@ -1,0 +1,74 @@
+"""What rewrites of a model share: choosing modules, putting others in their place, folding back, writing down."""
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, cast
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from spikedistill.core.taps import eval_mode
+from spikedistill.spec import SpecError
+
+Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
+"""Modules of a model: patterns on their names ('stage2*', ('stem.conv', 'stage3*')), or a function of name and module.
+
+Empty for the rewrite's own choice.
+"""
+
+
+def selects(where: Where, name: str, module: nn.Module) -> bool:
+    """Whether a module is meant."""
+    if callable(where):
+        return where(name, module)
+    return any(fnmatchcase(name, pattern) for pattern in ([where] if isinstance(where, str) else where))
+
+
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the submodule of this name, in the mode of the model."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module.train(model.training))
+
+
+def record(model: nn.Module, text: str) -> None:
+    """Add a rewrite to `model.spec`, where it has one, so that a saved model can be built again."""
+    spec = getattr(model, "spec", None)
+    if isinstance(spec, dict):
+        done = spec | {"transforms": [*spec.get("transforms", ()), text]}
+        setattr(model, "spec", done)  # noqa: B010, an attribute that nn.Module does not declare
+
+
+def written(transform: str, **settings: Any) -> str:
+    """The text that `transforms.apply` reads: tt_snn(rank=[8], mode='half')."""
+    return f"{transform}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Fold what a rewrite added into plain layers, in place: the same function of its input in evaluation mode.
+
+    Tensor-train layers, shared factors and gates on weights become convolutions; gates on neurons become fixed maps.
+    A module's method `merged()` says what takes its place; parametrisations of torch are removed, keeping the value.
+    Raises SpecError where there is nothing to fold.
+    """
+    training = model.training
+    with eval_mode(model):
+        folded = _fold(model, training)
+    if not folded:
+        raise SpecError([f"merge: {type(model).__name__} has nothing to fold; rewrite it first"])
+    record(model, "merge")
+    return model
+
+
+def _fold(module: nn.Module, training: bool) -> int:
+    count = 0
+    for name, child in [*module.named_children()]:
+        if hasattr(child, "merged"):
+            setattr(module, name, cast(Any, child).merged().train(training))
+            count += 1
+        else:
+            count += _fold(child, training)
+    if parametrize.is_parametrized(module):
+        for tensor in [*cast(nn.ModuleDict, module.parametrizations)]:
+            parametrize.remove_parametrizations(module, tensor)
+            count += 1
+    return count

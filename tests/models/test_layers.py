@@ -1,0 +1,57 @@
+"""The layers that know time: merged with the batch, or the same at every step."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from spikedistill.models.layers import Dropout, Vote, choose, kaiming, make_neuron, sequence, tet_neuron
+from spikedistill.neurons import IF, LIF, PLIF, ATan, ReLU, Triangle
+from spikedistill.spec import SpecError
+
+
+def test_dropout_drops_the_same_at_every_step():
+    torch.manual_seed(0)
+    x, layer = torch.ones(4, 8, 50), Dropout(0.4)
+    y = layer(x)
+    assert torch.equal(y, y[:1].expand_as(y))
+    assert y.unique().tolist() == pytest.approx([0, 1 / 0.6])
+    assert 0.3 < (y == 0).float().mean() < 0.5
+    assert layer.eval()(x) is x or torch.equal(layer(x), x)
+
+
+def test_votes_are_means_of_neighbours():
+    x = torch.arange(12.0).view(1, 2, 6)
+    assert Vote(3)(x).tolist() == [[[1, 4], [7, 10]]]
+
+
+def test_neuron_defaults_of_a_family_give_way_to_the_text():
+    tet = tet_neuron("lif")()
+    assert isinstance(tet, LIF) and tet.coefficients() == (0.5, 1.0)
+    assert tet.strict and not tet.detach_reset and tet.surrogate == Triangle(1.0)
+    own: Any = tet_neuron("lif(tau=4.0, decay_input=True, strict=False, surrogate=atan(3.0))")()
+    assert own.coefficients() == (0.75, 0.25) and not own.strict and own.surrogate == ATan(3.0)
+    assert isinstance(tet_neuron("plif")(), PLIF)
+    for text in ("if", " if(v_th=0.5)"):
+        assert isinstance(tet_neuron(text)(), IF) and tet_neuron(text)().strict
+    assert tet_neuron("relu") is ReLU and make_neuron(ReLU, tau=3) is ReLU
+    with pytest.raises(SpecError, match="tua"):
+        tet_neuron("lif(tua=2)")
+
+
+def test_kaiming_reaches_every_convolution():
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Conv2d(8, 64, 3), nn.Sequential(nn.Conv2d(64, 128, 1)))
+    kaiming(model)
+    assert model[0].weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)
+    assert model[1][0].weight.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.05)
+
+
+def test_choices_and_shapes():
+    assert choose("pool", "avg", {"avg": 3}) == 3
+    with pytest.raises(SpecError, match="pool='agv' is unknown; did you mean 'avg'"):
+        choose("pool", "agv", {"avg": 3, "max": 4})
+    assert sequence(torch.zeros(2, 1, 4, 4)).shape == (1, 2, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"\[3, 4\]"):
+        sequence(torch.zeros(3, 4))

@@ -1,0 +1,296 @@
+"""The main job through the command line and through Python, on tiny images."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import spikedistill
+from spikedistill import cli, data, runs
+from spikedistill.core.fit import Stage, fit
+from spikedistill.core.taps import infer
+from spikedistill.methods import bkd
+from spikedistill.models.small import small
+from spikedistill.recipes.distill import distill, split
+from spikedistill.spec import SpecError
+
+TEACHER = "small(widths=(4, 6), neuron=relu)"
+STUDENT = "small(widths=(3, 6))"
+QUICK = ["--epochs", "1", "--batch", "16", "--precision", "32-true", "--no-progress"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Three classes of 20 images, 12x12, told apart by which third is bright."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for c, name in enumerate(("left", "middle", "right")):
+        (folder / name).mkdir()
+        for i in range(20):
+            image = rng.integers(0, 80, (12, 12), dtype=np.uint8)
+            image[:, 4 * c : 4 * c + 4] += 150
+            Image.fromarray(image).save(folder / name / f"{i}.png")
+    return f"folder:{folder}"
+
+
+@pytest.fixture(scope="module")
+def teacher(pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    command = ["distill", "--data", pictures, "--student", TEACHER, "--method", "ce", "--out", str(out), *QUICK]
+    cli_ok(*command, "--epochs=12", "--lr", "0.02", without="--epochs")
+    return str(out)
+
+
+def cli_ok(*words, without=None):
+    """Run a command in this process; `without` drops an earlier flag and its value."""
+    words = list(words)
+    if without:
+        i = words.index(without)
+        del words[i : i + 2]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert not stop.value.code, words
+
+
+def mistakes_of(capsys, *words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(words))
+    assert stop.value.code == 2
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    return text
+
+
+def test_teacher_then_student_by_two_methods(pictures, teacher, tmp_path, capsys):
+    out = tmp_path / "student"
+    words = ["--data", pictures, "--teacher", teacher, "--student", STUDENT, "--method", "kd,bkd", "--steps", "2"]
+    cli_ok("distill", *words, "--bkd.blur", "0.4", "--kd.tau=2.5", "--out", str(out), *QUICK)
+    printed = capsys.readouterr().out
+    assert "test accuracy" in printed and "firing rate" in printed and "student.safetensors" in printed
+    assert {p.name for p in out.iterdir()} == {*runs.FILES}
+    result = json.loads((out / "result.json").read_text())
+    assert result["test"]["samples"] == 6 and len(result["test"]["by_step"]) == 2
+    assert "once" in result["test"]["touched"] and result["valid"]["samples"] == 6
+    assert result["parameters"]["student"] == sum(p.numel() for p in spikedistill.load(out).parameters())
+    assert result["parameters"]["training_only"] == 2 * (9 * 6**2 + 6)
+    assert set(result["activity"]["layers"]) == {"stem.neuron", "stage2.1.neuron"}
+    assert result["train_seconds"] > 0 and result["peak_memory_bytes"] > 1e6
+    config = json.loads((out / "config.json").read_text())
+    assert config["bkd"] == {"blur": "0.4"} and config["kd"] == {"tau": "2.5"} and config["steps"] == 2
+    machine = json.loads((out / "machine.json").read_text())
+    assert machine["versions"]["torch"] and machine["processor"]
+
+
+def test_a_run_folder_runs_again_from_its_config_with_the_same_numbers(pictures, teacher, tmp_path):
+    first, again = tmp_path / "a", tmp_path / "b"
+    words = ["--data", pictures, "--teacher", teacher, "--student", STUDENT, "--method", "bkd(blur=0.3)", *QUICK]
+    cli_ok("distill", *words, "--out", str(first))
+    cli_ok("distill", "--config", str(first), "--out", str(again))
+    a, b = (spikedistill.load(p).state_dict() for p in (first, again))
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+@pytest.mark.parametrize("ending", ["toml", "yaml", "json"])
+def test_config_files_mirror_the_flags(pictures, teacher, tmp_path, ending):
+    settings = {"data": pictures, "teacher": teacher, "student": STUDENT, "method": ["bkd"], "epochs": 1, "batch": 16}
+    settings |= {"progress": False, "precision": "32-true"}
+    if ending == "toml":
+        text = "\n".join(f"{k} = {json.dumps(v)}" for k, v in settings.items()) + "\n[bkd]\nblur = 0.25\n"
+    else:
+        text = json.dumps(settings | {"bkd": {"blur": 0.25}})  # JSON is YAML
+    file = tmp_path / f"c.{ending}"
+    file.write_text(text)
+    out = tmp_path / "out"
+    cli_ok("distill", "--config", str(file), "--out", str(out), "--bkd.weight", "0.01", "--bkd.blur", "0.25")
+    config = json.loads((out / "config.json").read_text())
+    assert config["method"] == ["bkd"] and config["epochs"] == 1 and float(config["bkd"]["blur"]) == 0.25
+
+
+def test_every_mistake_is_reported_at_once_with_its_path_and_the_nearest_name(capsys, tmp_path):
+    text = mistakes_of(
+        capsys, "distill", "--data", "fashion-mimi", "--method", "bdk,kd", "--kd.taw", "3", "--epochs", "0",
+        "--student", "smal", "--teacher", str(tmp_path / "nowhere"), "--bath", "3", "--augment", "flipp",
+        "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    for words in (
+        "8 mistakes", "epochs: '0'", "greater than or equal to 1", "'bdk' is unknown; did you mean 'bkd'?",
+        "kd.taw: no such setting; did you mean 'tau'?", "bath: no such setting; did you mean 'batch'?",
+        "did you mean 'fashion-mini'?", "'smal' is unknown; did you mean 'small'?", "nowhere", "'flip'",
+    ):  # fmt: skip
+        assert words in text, words
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["--kd.tau", "-1", "--method", "kd"], "kd.tau: '-1' will not do: it should be greater than 0"),
+        (["--kd.tau", "warm", "--method", "kd"], "kd.tau: 'warm' will not do: it should be a valid number"),
+        (["--bkd.blur", "1.5"], "less than or equal to 1"),
+        (["--tet.lam", "0.1"], "tet: settings for a method that is not used"),
+        (["--method", "ce(smoothing=2)"], "ce.smoothing: no such setting; did you mean 'label_smoothing'?"),
+        (["--method", "ce("], "cannot read 'ce('"),
+        (["--method", ""], "method: none is given"),
+        (["--student", "small(width=3)"], "small.width: no such setting; did you mean 'widths'?"),
+        (["--student", "small(neuron=lfi)"], "'lfi' is unknown"),
+        (["--teacher", "small"], "without weights"),
+        (["--epochs", "two"], "epochs: 'two' will not do"),
+        (["extra"], "'extra': expected a flag"),
+        (["--seed", "1", "--seed", "2"], "--seed is given twice"),
+        (["--config", "absent.toml"], "cannot read 'absent.toml'"),
+        (["--data", "folder:absent"], "absent"),
+    ],
+)
+def test_mistakes(capsys, words, expected):
+    assert expected in mistakes_of(capsys, "distill", "--out", "/nonexistent/never", *words)
+
+
+def test_a_method_that_needs_a_teacher_says_so(capsys):
+    assert "teacher: bkd needs one: a run folder" in mistakes_of(capsys, "distill", "--method", "bkd")
+
+
+def test_unknown_recipe_and_name(capsys, tmp_path):
+    assert "recipe 'quikstart' is unknown; did you mean 'quickstart'?" in mistakes_of(capsys, "run", "quikstart")
+    assert "did you mean 'bkd'?" in mistakes_of(capsys, "show", "bkdd")
+    assert "did you mean 'distill'?" in mistakes_of(capsys, "cp", "distil", str(tmp_path))
+
+
+def test_teacher_of_other_classes_or_size_is_named_with_both_shapes(pictures, tmp_path):
+    how = dict(data=pictures, student=STUDENT, methods="kd", out=str(tmp_path / "x"), progress=False, epochs=1)
+    with pytest.raises(SpecError, match=r"teacher: Small gives 7 classes \(logits \[1, 2, 7\]\), the data have 3"):
+        distill(teacher=small(classes=7, widths=(3, 4), neuron="relu"), **how)
+    how["out"] = str(tmp_path / "y")
+    with pytest.raises(SpecError, match=r"teacher: Small cannot take images of \[1, 12, 12\]"):
+        distill(teacher=small(classes=3, channels=3, widths=(3, 4), neuron="relu"), **how)
+
+
+def test_feature_map_that_does_not_fit_is_named_with_both_shapes_before_training(pictures, tmp_path):
+    teacher = small(classes=3, widths=(3, 4, 5), neuron="relu")
+    how = dict(data=pictures, student=STUDENT, teacher=teacher, methods="bkd", progress=False, epochs=1)
+    with pytest.raises(SpecError, match=r"term 'bkd'.*\[2, 5, 6, 6\].*\[2, 5, 3, 3\].*resize=True"):
+        distill(out=str(tmp_path / "x"), **how)
+    assert not (tmp_path / "x" / "metrics.jsonl").exists()
+    result = distill(out=str(tmp_path / "y"), bkd={"resize": True}, **how)
+    assert result["epochs"] == 1
+
+
+def test_unknown_tap_lists_the_valid_ones(pictures, teacher, tmp_path):
+    how = dict(data=pictures, student=STUDENT, teacher=teacher, methods="bkd", progress=False)
+    with pytest.raises(SpecError, match=r"bkd: student \(Small\) publishes no tap 'stage7'.*did you mean 'stage2'"):
+        distill(out=str(tmp_path / "x"), bkd={"tap": "stage7"}, **how)
+
+
+def test_methods_that_do_not_go_together_are_named(pictures, teacher, tmp_path):
+    with pytest.raises(SpecError, match="do not go together: term 'ce' means two things"):
+        distill(data=pictures, student=STUDENT, teacher=teacher, methods="kd(ce=0.1),bkd", out=str(tmp_path / "x"))
+
+
+def test_a_folder_is_never_overwritten_silently(pictures, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["distill", "--data", pictures, "--student", STUDENT, "--method", "ce", "--out", str(out), *QUICK]
+    cli_ok(*words)
+    weights = (out / "student.safetensors").read_bytes()
+    text = mistakes_of(capsys, *words, "--lr", "0.1")
+    assert "holds a run with other settings (lr: 0.005 there, 0.1 now)" in text
+    assert (out / "student.safetensors").read_bytes() == weights
+    cli_ok(*words)  # the same run again: its result, without training
+    assert (out / "student.safetensors").read_bytes() == weights
+    (out / "notes.txt").write_text("mine")
+    cli_ok(*words, "--lr", "0.1", "--overwrite")
+    assert (out / "student.safetensors").read_bytes() != weights and (out / "notes.txt").read_text() == "mine"
+
+
+def test_foreign_folders_and_places_that_cannot_be_written(tmp_path, capsys):
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "result.json").write_text("{}")
+    common = ["distill", "--data", "fashion-mini", "--method", "ce", "--out"]
+    assert "but no config.json: choose another folder" in mistakes_of(capsys, *common, str(stranger))
+    file = tmp_path / "file"
+    file.write_text("")
+    assert "cannot write to" in mistakes_of(capsys, *common, str(file / "run"))
+    assert (stranger / "result.json").read_text() == "{}"
+
+
+def test_python_with_own_tensors_module_and_function(tmp_path):
+    x, y = torch.rand(48, 1, 8, 8), torch.arange(48) % 3
+    x[torch.arange(48), 0, y] += 0.0
+    own = data.from_tensors(x, y, x[:12], y[:12], valid=0.25, batch_size=12)
+
+    class Teacher(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Conv2d(1, 5, 3, padding=1)
+            self.head = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.features(x).relu().mean((-2, -1)))
+
+    student = small(classes=3, widths=(4,), steps=3)
+    before = student.head.weight.detach().clone()
+    how = dict(out=str(tmp_path / "a"), epochs=2, progress=False, batch=12)
+    result = distill(student, Teacher(), own, ["bkd", "kd"], bkd={"teacher_tap": "features"}, **how)
+    assert not torch.equal(student.head.weight, before) and len(result["test"]["by_step"]) == 3
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def tiny(classes, channels):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(channels * 64, classes))\n"
+    )
+    how["out"] = str(tmp_path / "b")
+    result = distill(f"{tmp_path / 'mine.py'}:tiny", Teacher(), own, "kd", **how)
+    assert spikedistill.load(tmp_path / "b")[1].out_features == 3
+
+
+def test_the_readme_loop_one_level_down():
+    torch.manual_seed(0)
+    x, y = torch.rand(32, 1, 8, 8), torch.arange(32) % 2
+    batches = data.Tensors(x, y, batch_size=8, shuffle=True)
+    student, teacher = small(classes=2, widths=(4, 6)), small(classes=2, widths=(4, 6), neuron="relu")
+    result = fit(Stage(batches, **vars(bkd(student, teacher)), epochs=2), progress=False)
+    assert len(result["epochs"]) == 2 and infer(student, x).logits.shape == (4, 32, 2)
+
+
+def test_split_at_commas_outside_brackets():
+    assert split("kd, bkd(blur=0.4, tau=2),tet") == ["kd", "bkd(blur=0.4, tau=2)", "tet"]
+
+
+def test_show_and_list_and_cp(capsys, tmp_path):
+    cli_ok("list")
+    text = " ".join(capsys.readouterr().out.split())
+    for word in ("bkd", "fashion-mini", "spikformer", "quickstart"):
+        assert word in text
+    cli_ok("show", "bkd")
+    text = " ".join(capsys.readouterr().out.split())
+    for word in ("Xu, You, Guo", "Evidence: code", "blur", "0.15", "share of channels dropped"):
+        assert word in text
+    for name in ("small", "fashion", "quickstart", "distill"):
+        cli_ok("show", name)
+    cli_ok("cp", "quickstart", str(tmp_path))
+    assert (tmp_path / "quickstart.py").exists()
+    mistakes_of(capsys, "cp", "quickstart", str(tmp_path))
+
+
+def test_two_processes_from_the_command_line(pictures, tmp_path):
+    command = [sys.executable, "-m", "spikedistill.cli", "distill", "--data", pictures, "--student", STUDENT]
+    command += ["--method", "ce", "--accelerator", "cpu", "--devices", "2", "--out", str(tmp_path / "run"), *QUICK]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, timeout=180, capture_output=True, env=env)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["processes"] == 2 and result["test"]["samples"] == 6
+    assert runs.load(tmp_path / "run").head.out_features == 3
+
+
+def test_timing_of_help_and_import():
+    """Top-level help imports no torch, and the package adds no heavy import to torch's."""
+    code = "import sys; from spikedistill import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    code = "import torch, sys; before = set(sys.modules); import spikedistill; spikedistill.fit, spikedistill.methods\n"
+    code += "new = {m.split('.')[0] for m in set(sys.modules) - before}\n"
+    code += "assert not new & {'lightning_fabric', 'matplotlib', 'pydantic', 'rich', 'torchvision', 'timm'}, new"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
