@@ -105,7 +105,8 @@ def setting_rows(function: Callable, skip: int) -> tuple[str, list[tuple[str, st
         # "name: meaning." up to the next "other: ", also where several share one meaning, "a, b: meaning."
         found = re.search(rf"(?:^|[\s,]){name}(?:, \w+)*: (.*?)(?=(?: [\w, ]+: )|$)", text)
         meaning = found.group(1).strip() if found else ""
-        rows.append((name, type_name(hints.get(name, Any)), "required" if p.default is P.empty else repr(p.default), meaning))
+        default = "required" if p.default is P.empty else repr(p.default)
+        rows.append((name, type_name(hints.get(name, Any)), default, meaning))
     return "settings", rows
 
 
@@ -176,7 +177,7 @@ def start(recipe: str, tokens: Sequence[str]) -> None:
     if mistakes:
         raise SpecError(mistakes)
     result = module.run(c)
-    if recipe == "distill":
+    if isinstance(result, dict):
         report(result)
 
 
@@ -243,14 +244,16 @@ def config_file(name: Any) -> tuple[dict[str, Any], list[str]]:
 def report(result: dict[str, Any]) -> None:
     """The result of one run, in a few lines."""
     test, valid = result["test"], result.get("valid")
-    print(f"test accuracy       {test['accuracy']:.2%} of {test['samples']:,}" + (f"  (valid {valid['accuracy']:.2%})" if valid else ""))
+    held_out = f"  (valid {valid['accuracy']:.2%})" if valid else ""
+    print(f"test accuracy       {test['accuracy']:.2%} of {test['samples']:,}{held_out}")
     if len(test["by_step"]) > 1:
         print("at each time step   " + "  ".join(f"{a:.2%}" for a in test["by_step"]))
     if act := result.get("activity"):
         if act["rate"] is not None:
             print(f"firing rate         {act['rate']:.4f} spikes per neuron and step")
         ops = act["operations"]
-        print(f"operations          {ops['ac'] / 1e6:.2f} M additions, {ops['mac'] / 1e6:.2f} M multiplications an image")
+        ac, mac = ops["ac"] / 1e6, ops["mac"] / 1e6
+        print(f"operations          {ac:.2f} M additions, {mac:.2f} M multiplications an image")
     print(f"parameters          {result['parameters']['student']:,}")
     print(f"training            {result['train_seconds']:.0f} s, {result['precision']} on {result['device']}")
     print(f"student             {Path(result['out']) / 'student.safetensors'}")

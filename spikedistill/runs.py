@@ -1,11 +1,11 @@
 """Run folders: what is in one, who may write there, and the student file that carries no code.
 
-    config.json          the resolved settings; `spikedistill distill --config RUN/config.json --out NEW` runs it again
-    machine.json         versions, processor, command, when it began
-    metrics.jsonl        one line an epoch
-    checkpoint.pt        where an interrupted run goes on
-    student.safetensors  weights, and how to build the model in the file's metadata
-    result.json          the measured result, written last: a folder with it is finished
+config.json          the resolved settings; `spikedistill distill --config RUN/config.json --out NEW` runs it again
+machine.json         versions, processor, command, when it began
+metrics.jsonl        one line an epoch
+checkpoint.pt        where an interrupted run goes on
+student.safetensors  weights, and how to build the model in the file's metadata
+result.json          the measured result, written last: a folder with it is finished
 """
 
 import json

@@ -6,6 +6,7 @@ mistake at once: each is a sentence with its path and the nearest valid name.
 
 import ast
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -40,7 +41,8 @@ def parse(text: str) -> tuple[str, tuple, dict[str, Any]]:
     Raises SpecError for anything else.
     """
     try:
-        node = ast.parse(text.strip(), mode="eval").body
+        # the neuron "if" is a keyword of Python, which the parser would stumble over
+        node = ast.parse(re.sub(r"(^|[=(,])\s*if\s*(?=[(,)]|$)", r"\1if_", text.strip()), mode="eval").body
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             keywords = {k.arg: _value(k.value) for k in node.keywords if k.arg}
             return node.func.id, tuple(map(_value, node.args)), keywords

@@ -20,7 +20,11 @@ def imports(file: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            name = node.module if not node.level else ".".join(("spikedistill", *file.parent.relative_to(ROOT).parts, node.module))
+            name = (
+                node.module
+                if not node.level
+                else ".".join(("spikedistill", *file.parent.relative_to(ROOT).parts, node.module))
+            )
             found |= {f"{name}.{a.name}" for a in node.names} if name == "spikedistill" else {name}
         elif isinstance(node, ast.Import):
             found |= {a.name for a in node.names}

@@ -1,7 +1,7 @@
 """Accuracy of a model on data, at every time step."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,7 @@ def evaluate(
     if totals is None:
         raise ValueError("there is nothing to evaluate on: the data are empty")
     if fabric and world > 1 and hasattr(data, "epoch"):
-        totals = fabric.all_reduce(totals, reduce_op="sum")
+        totals = cast(torch.Tensor, fabric.all_reduce(totals, reduce_op="sum"))
     *right, loss, samples = totals.tolist()
     by_step = [r / samples for r in right]
     return {"accuracy": by_step[-1], "loss": loss / samples, "samples": int(samples), "by_step": by_step}

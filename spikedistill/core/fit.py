@@ -3,12 +3,12 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class Stage:
     prepare: Prepare = unchanged
     after_step: Sequence[Callable[[float], None]] = ()
     epochs: int = 10
-    optim: Callable[[list[dict[str, Any]]], Optimizer] = partial(AdamW, lr=1e-3)
+    optim: Callable[[list[dict[str, Any]]], Optimizer] = field(default_factory=lambda: partial(AdamW, lr=1e-3))
     lr: Schedule = field(default_factory=lambda: warmup(0.05, cosine()))
     valid: Iterable[Batch] | None = None
     select: str = "best"
@@ -143,13 +143,16 @@ def batches_of(data: Iterable[Batch], epoch: int, start: int, rank: int, world: 
 def _batches(data: Iterable[Batch], world: int) -> int:
     if hasattr(data, "batches"):
         return data.batches(world)
-    return len(data) if hasattr(data, "__len__") else sum(1 for _ in data)
+    return len(data) if isinstance(data, Sized) else sum(1 for _ in data)
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     """Weights, and (without weight decay) what has at most one axis: biases, norms, leaks."""
     trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if p.ndim > 1]}, {"params": [p for p in trained if p.ndim <= 1]}]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.ndim > 1]},
+        {"params": [p for p in trained if p.ndim <= 1]},
+    ]
     groups[1]["weight_decay"] = 0.0
     return [g for g in groups if g["params"]]
 
@@ -177,7 +180,7 @@ def fit(
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     raw = Trainee(stage)
     for module in (*raw.models.values(), *raw.objectives.values(), *raw.frozen):
-        module.to(device=fabric.device, memory_format=torch.channels_last)
+        module.to(device=fabric.device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
     base = stage.optim(parameter_groups(raw))
     for group in base.param_groups:
         group["initial_lr"] = group["lr"]
@@ -198,7 +201,15 @@ def fit(
         "terms": [*stage.loss],
         "parameters": {name: list(p.shape) for name, p in raw.named_parameters()},
     }
-    now = {"epoch": 0, "batch": 0, "seconds": 0.0, "sums": {}, "history": [], "best": None, "done": False}
+    now: dict[str, Any] = {
+        "epoch": 0,
+        "batch": 0,
+        "seconds": 0.0,
+        "sums": {},
+        "history": [],
+        "best": None,
+        "done": False,
+    }
     best: dict[str, Tensor] = {}
 
     def save() -> None:
@@ -305,17 +316,19 @@ def _mix(seed: int, step: int, rank: int) -> int:
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63
 
 
-def _account(sums: dict[str, float], pending: tuple[int, dict[str, Tensor]] | None, epoch: int, out: Path | None) -> None:
+Parts = tuple[int, dict[str, Tensor]]
+
+
+def _account(sums: dict[str, float], pending: Parts | None, epoch: int, out: Path | None) -> None:
     """Add the parts of one step to the sums of its epoch. Raises TrainingError where one is not finite."""
     if pending is None:
         return
     number, parts = pending
     values = {k: v.item() for k, v in parts.items()}
     if bad := [f"{k} = {v}" for k, v in values.items() if not abs(v) < float("inf")]:
-        raise TrainingError(
-            f"epoch {epoch + 1}, step {number + 1}: {', '.join(bad)}. The usual cause is a learning rate or weight that "
-            + "is too high" + (f"; the last good checkpoint is {out / 'checkpoint.pt'}" if out else "")
-        )
+        where = f"epoch {epoch + 1}, step {number + 1}: {', '.join(bad)}"
+        kept = f"; the last good checkpoint is {out / 'checkpoint.pt'}" if out else ""
+        raise TrainingError(f"{where}. The usual cause is a learning rate or weight that is too high{kept}")
     for k, v in values.items():
         sums[k] = sums.get(k, 0.0) + v
     sums["steps"] = sums.get("steps", 0) + 1
@@ -337,4 +350,4 @@ def _agree(module: nn.Module, fabric: "Fabric") -> None:
     if fabric.world_size > 1:
         for buffer in module.buffers():
             if buffer.is_floating_point():
-                buffer.copy_(fabric.all_reduce(buffer, reduce_op="mean"))
+                buffer.copy_(cast(Tensor, fabric.all_reduce(buffer, reduce_op="mean")))

@@ -8,6 +8,7 @@ from torch import nn
 from spikedistill.core.schedule import Schedule
 from spikedistill.core.step import Batch, Objective, Pass
 
+Terms = dict[str, tuple[float | Schedule, Objective]]
 Prepare = Callable[[Batch, float], Batch]
 
 
@@ -24,7 +25,7 @@ class Plan:
     """
 
     passes: dict[str, Pass]
-    loss: dict[str, tuple[float | Schedule, Objective]]
+    loss: Terms
     prepare: Prepare = unchanged
     after_step: Sequence[Callable[[float], None]] = ()
 
@@ -64,7 +65,9 @@ def same(a: object, b: object) -> bool:
         return False
     inner_a, inner_b = dict(a.named_children()), dict(b.named_children())
     ours = [{k: v for k, v in vars(m).items() if k[0] != "_" and k != "training"} for m in (a, b)]
-    return ours[0] == ours[1] and inner_a.keys() == inner_b.keys() and all(same(inner_a[k], inner_b[k]) for k in inner_a)
+    return (
+        ours[0] == ours[1] and inner_a.keys() == inner_b.keys() and all(same(inner_a[k], inner_b[k]) for k in inner_a)
+    )
 
 
 def _then(f: Prepare, g: Prepare) -> Prepare:
@@ -82,4 +85,6 @@ def _at(weight: float | Schedule) -> str:
 
 
 def _short(objective: Objective) -> str:
-    return " ".join(repr(objective).split()) if isinstance(objective, nn.Module) else getattr(objective, "__name__", "?")
+    return (
+        " ".join(repr(objective).split()) if isinstance(objective, nn.Module) else getattr(objective, "__name__", "?")
+    )

@@ -11,7 +11,8 @@ class Progress:
 
     def __init__(self, title: str, epochs: int, batches: int, enabled: bool = True):
         self.title, self.epochs, self.batches, self.enabled = title or "training", epochs, batches, enabled
-        self.bar, self.rate, self.last = None, 0.0, time.perf_counter()
+        self.bar: Any = None
+        self.rate, self.last = 0.0, time.perf_counter()
 
     def __enter__(self) -> "Progress":
         if self.enabled and sys.stderr.isatty():

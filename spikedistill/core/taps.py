@@ -30,7 +30,7 @@ def call(model: nn.Module, x: Tensor, steps: int | None = None, taps: Sequence[s
     """Run a model and collect taps.
 
     `steps` is passed on where it is given, so a model without time needs no such argument. Logits may be [B, C] (an
-    ANN, T = 1) or [T, B, C]. A tap may be [T, B, ...], merged [T*B, ...] or without time [B, ...]; all arrive time first.
+    ANN, T = 1) or [T, B, C]. A tap may be [T, B, ...], merged [T*B, ...] or without time [B, ...]; all come time first.
     Raises TapError for an unknown tap, or one that fired not once but never or several times.
     """
     check_taps(model, taps)
@@ -50,7 +50,7 @@ def call(model: nn.Module, x: Tensor, steps: int | None = None, taps: Sequence[s
         if len(seen) != 1 or not isinstance(seen[0], Tensor):
             what = f"fired {len(seen)} times" if len(seen) != 1 else f"gave a {type(seen[0]).__name__}"
             raise TapError(f"tap '{tap}' of {type(model).__name__} {what} in one call: a tap is one tensor a call")
-        out[tap] = time_first(seen[0], *logits.shape[:2], tap)
+        out[tap] = time_first(seen[0], logits.shape[0], logits.shape[1], tap)
     return Output(logits, out)
 
 

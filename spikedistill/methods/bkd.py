@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikedistill.core.output import rate
-from spikedistill.core.plan import Plan
+from spikedistill.core.plan import Plan, Terms
 from spikedistill.core.step import Pass, Step
 from spikedistill.core.taps import published
 from spikedistill.functional import soft_cross_entropy, wide
@@ -131,7 +131,7 @@ def bkd(
     """
     tap, channels = published(student, tap, "student")
     teacher_tap, teacher_channels = published(teacher, teacher_tap, "teacher")
-    loss: dict = {"ce": (1.0, CE())}
+    loss: Terms = {"ce": (1.0, CE())}
     if weight:
         feature = BKD(tap, teacher_tap, (channels, teacher_channels), blur, reduction, hidden, resize)
         loss["bkd"] = (weight, feature)

@@ -43,7 +43,7 @@ def margin(norm: nn.Module | None, name: str) -> Tensor:  # -> [C]
         raise SpecError([f"kdsnn.norms: '{name}' is no BatchNorm2d of the teacher with weight and bias"])
     mean, std = norm.bias.detach().double(), norm.weight.detach().double().abs().clamp_min(1e-6)
     ratio = sqrt(2 / pi) / torch.special.erfcx(mean / std / sqrt(2))  # density at 0 over the share below 0
-    return (mean - std * ratio).clamp_max(0).float()
+    return (mean - std * ratio).float()
 
 
 def partial_distance(s: Tensor, t: Tensor) -> Tensor:  # [B, C, H, W], [B, C, H, W] -> []

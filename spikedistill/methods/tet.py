@@ -10,7 +10,7 @@ The second term keeps single outputs from running away; with lam = 0 it is left 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikedistill.core.plan import Plan
+from spikedistill.core.plan import Plan, Terms
 from spikedistill.core.step import Pass, Step
 from spikedistill.objectives import CE, PerStep
 from spikedistill.spec import Share
@@ -44,5 +44,7 @@ def tet(student: nn.Module, teacher: nn.Module | None = None, *, lam: Share = 0.
     lam: share of the mean-square term; the paper has 0.05 on CIFAR, 0.001 on ImageNet and CIFAR10-DVS.
     phi: what the logits are drawn to, the firing threshold in the paper.
     """
-    loss = {"ce_per_step": (1 - lam, PerStep(CE()))} | ({"spread": (lam, Spread(phi))} if lam else {})
+    loss: Terms = {"ce_per_step": (1 - lam, PerStep(CE()))}
+    if lam:
+        loss["spread"] = (lam, Spread(phi))
     return Plan({"student": Pass(student, grad=True)}, loss)

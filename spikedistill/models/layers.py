@@ -84,11 +84,11 @@ class Spiking(nn.Module):
         self.conv, self.norm, self.neuron = conv, norm, neuron
 
     def forward(self, x: Tensor, steps: int | None = None) -> Tensor:
-        x = self.conv(x)
-        apart = listened(self.norm) or listened(self.neuron) or not isinstance(self.neuron, Neuron)
-        if apart or type(self.norm) is not BatchNorm2d or listened(self.neuron.v):
-            return self.neuron(self.norm(x), steps)
-        return kernels.norm_neuron(x, self.norm, *self.neuron.coefficients(), **self.neuron.how, steps=steps)
+        x, norm, neuron = self.conv(x), self.norm, self.neuron
+        if type(norm) is BatchNorm2d and isinstance(neuron, Neuron):
+            if not any(map(listened, (norm, neuron, neuron.v))):
+                return kernels.norm_neuron(x, norm, *neuron.coefficients(), **neuron.how, steps=steps)
+        return neuron(norm(x), steps)
 
 
 def spiking_conv(

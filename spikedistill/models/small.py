@@ -1,12 +1,11 @@
 """Small convolutional networks for small images, and their ANN twins.
 
-    small   conv-norm-neuron stages with a max pool between them, global average, linear: for 28x28 and 32x32 images
+small   conv-norm-neuron stages with a max pool between them, global average, linear: for 28x28 and 32x32 images
 """
 
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from spikedistill import neurons

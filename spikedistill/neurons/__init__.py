@@ -21,8 +21,7 @@ def make(neuron: str | Callable[[], nn.Module], **defaults: object) -> Callable[
     if not isinstance(neuron, str):
         return neuron
     text = neuron.strip()
-    # "if" is a keyword of Python, which the parser would stumble over
-    name, positional, keywords = parse("if_" + text[2:] if text == "if" or text.startswith("if(") else text)
+    name, positional, keywords = parse(text)
     name = "if" if name == "if_" else name
     if name not in NEURONS:
         raise SpecError([f"neuron '{name}' is unknown; {near(name, NEURONS)}"])

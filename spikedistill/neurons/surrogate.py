@@ -90,7 +90,7 @@ class _Spike(torch.autograd.Function):
         return (x > 0 if strict else x >= 0).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # pyrefly: ignore[bad-override]
         (x,) = ctx.saved_tensors
         return grad * ctx.surrogate.grad(x), None, None
 

@@ -4,6 +4,7 @@ Run:    spikedistill distill --data fashion-mini --teacher runs/teacher --studen
 A teacher is trained the same way: --student "small(neuron=relu)" --method ce
 """
 
+import logging
 import resource
 import sys
 import time
@@ -224,7 +225,7 @@ def distill(
         mistakes += check(c, given)[1]
     if mistakes:
         raise SpecError(mistakes)
-    return run(c, **given)
+    return run(c, **given)  # pyrefly: ignore
 
 
 def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, title: str = "") -> dict[str, Any]:
@@ -298,6 +299,7 @@ def make_fabric(c: Config) -> Any:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     strategy = DDPStrategy(find_unused_parameters=True) if c.devices > 1 else "auto"
     fabric = Fabric(accelerator=c.accelerator, strategy=strategy, devices=c.devices, precision=precision(c))
     fabric.launch()
@@ -347,20 +349,19 @@ def planned(c: Config, student: nn.Module, teacher: nn.Module | None) -> Plan:
 
 
 def fits(name: str, model: nn.Module, x: torch.Tensor, classes: Sequence[str]) -> None:
-    """Raise SpecError unless a model takes these images and gives a logit a class. Publishes `dims` where it has none."""
+    """Raise SpecError unless a model takes these images and gives a logit a class; publish `dims` where it has none."""
     kind, shape = type(model).__name__, list(x.shape[1:])
     device = next((p.device for p in model.parameters()), x.device)
     try:
         with eval_mode(model), torch.no_grad():
             if not hasattr(model, "dims"):
-                model.dims = models.measure_dims(model, x.to(device))
+                setattr(model, "dims", models.measure_dims(model, x.to(device)))  # noqa: B010, nn.Module does not declare it
             logits = call(model, x.to(device)).logits
     except (RuntimeError, ValueError, TypeError) as error:
         raise SpecError([f"{name}: {kind} cannot take images of {shape} (channels, height, width): {error}"]) from None
     if logits.shape[-1] != len(classes):
-        raise SpecError(
-            [f"{name}: {kind} gives {logits.shape[-1]} classes (logits {list(logits.shape)}), the data have {len(classes)}"]
-        )
+        got = f"{logits.shape[-1]} classes (logits {list(logits.shape)})"
+        raise SpecError([f"{name}: {kind} gives {got}, the data have {len(classes)}"])
 
 
 def rehearse(stage: Stage, batch: dict[str, torch.Tensor]) -> None:

@@ -1,11 +1,13 @@
 """Teacher, ReLU twin and three students on real images: what does distillation give?
 
 Run:    spikedistill run quickstart
-Trains an ANN teacher, then the same small spiking student by cross-entropy, logits distillation and BKD at equal budget,
-and the student's own ReLU twin, which shows how much of the gap between ANN and SNN each method closes.
+Trains an ANN teacher, then the same small spiking student by cross-entropy, logits distillation and BKD at equal
+budget, and the student's own ReLU twin, which shows how much of the gap between ANN and SNN each method closes.
 """
 
 import sys
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any, Literal
@@ -14,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from spikedistill import runs
 from spikedistill.recipes import distill
+from spikedistill.report import figures, tables
 
 
 class Config(BaseModel):
@@ -51,7 +54,7 @@ class Config(BaseModel):
 def run(c: Config) -> list[dict[str, Any]]:
     """Train everything and print the table. Returns its rows."""
     out = Path(c.out)
-    common = dict(
+    common: dict[str, Any] = dict(
         data=c.data, root=c.root, steps=c.steps, epochs=c.epochs, precision=c.precision, progress=c.progress
     )
 
@@ -72,8 +75,18 @@ def run(c: Config) -> list[dict[str, Any]]:
     floor, roof = rows[2]["accuracy"], rows[1]["accuracy"]
     for r in rows[2:]:
         r["gap_closed"] = (r["accuracy"] - floor) / (roof - floor) if roof > floor else None
-    runs.write_json(out / "quickstart.json", {"config": c.model_dump(), "machine": runs.machine(), "rows": rows})
-    show(rows, c)
+    seconds = sum(r["train_seconds"] for r in chain([teacher], *results.values()))
+    title = f"{c.data}, T = {c.steps}, {c.epochs} epochs, {len(c.seeds)} seed" + "s" * (len(c.seeds) > 1)
+    about = {"title": title, "config": c.model_dump(), "machine": runs.machine(), "seconds": seconds}
+    runs.write_json(out / "quickstart.json", about | {"rows": rows})
+    figures.accuracies(rows, out / "quickstart.svg", title)
+    table = tables.Table([head for head, _ in COLUMNS], [[text(r) for _, text in COLUMNS] for r in rows], title)
+    (out / "quickstart.md").write_text(tables.markdown(table))
+    tables.show(table)
+    print(
+        "gap closed: share of the way from the cross-entropy SNN to its ReLU twin.  M adds, M mults: millions an image."
+    )
+    print(f"{seconds:.0f} s of training. Table, figure and runs: {out}")
     return rows
 
 
@@ -83,19 +96,19 @@ METHODS: dict[str, dict[str, Any]] = {
     "kd": dict(methods="kd", lr=2e-2),
     "bkd": dict(methods="bkd", lr=2e-2),
 }
-TITLES = {"ce": "SNN, cross-entropy", "kd": "SNN, logits KD", "bkd": "SNN, BKD"}
+TITLES = {"ce": "SNN, labels alone (ce)", "kd": "SNN, logits (kd)", "bkd": "SNN, blurred (bkd)"}
 
 
-def row(title: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+def row(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     """One line of the table: means over seeds."""
-    accuracy = [r["test"]["accuracy"] for r in results]
+    accuracies = [r["test"]["accuracy"] for r in results]
     operations = [r["activity"]["operations"] for r in results]
     rates = [r["activity"]["rate"] for r in results]
     return {
-        "name": title,
-        "accuracy": mean(accuracy),
-        "spread": stdev(accuracy) if len(accuracy) > 1 else None,
-        "seeds": len(accuracy),
+        "name": name,
+        "accuracies": accuracies,
+        "accuracy": mean(accuracies),
+        "spread": stdev(accuracies) if len(accuracies) > 1 else None,
         "rate": mean(rates) if rates[0] is not None else None,
         "ac": mean(o["ac"] for o in operations),
         "mac": mean(o["mac"] for o in operations),
@@ -104,30 +117,20 @@ def row(title: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def show(rows: list[dict[str, Any]], c: Config) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _accuracy(r: dict[str, Any]) -> str:
+    return f"{r['accuracy']:.2%}" + (f" ± {100 * r['spread']:.2f}" if r["spread"] is not None else "")
 
-    table = Table(title=f"{c.data}, T = {c.steps}, {c.epochs} epochs, {len(c.seeds)} seed(s)", title_justify="left")
-    table.add_column("model")
-    heads = ("test accuracy", "gap closed", "firing rate", "additions", "multiplications", "parameters", "seconds")
-    for head in heads:
-        table.add_column(head, justify="right")
-    for r in rows:
-        spread = f" ± {r['spread']:.2%}" if r["spread"] is not None else ""
-        closed = r.get("gap_closed")
-        table.add_row(
-            r["name"],
-            f"{r['accuracy']:.2%}{spread}",
-            f"{closed:.0%}" if closed is not None else "",
-            f"{r['rate']:.3f}" if r["rate"] is not None else "",
-            f"{r['ac'] / 1e6:.2f} M",
-            f"{r['mac'] / 1e6:.2f} M",
-            f"{r['parameters']:,}",
-            f"{r['seconds']:.0f}",
-        )
-    Console().print(table)
-    print("gap closed: share of the way from the cross-entropy SNN to its ReLU twin.  Operations are per image.")
+
+COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+    ("model", lambda r: r["name"]),
+    ("test accuracy", _accuracy),
+    ("gap closed", lambda r: f"{r['gap_closed']:.0%}" if r.get("gap_closed") is not None else ""),
+    ("firing rate", lambda r: f"{r['rate']:.3f}" if r["rate"] is not None else ""),
+    ("M adds", lambda r: f"{r['ac'] / 1e6:.2f}"),
+    ("M mults", lambda r: f"{r['mac'] / 1e6:.2f}"),
+    ("parameters", lambda r: f"{r['parameters']:,}"),
+    ("seconds", lambda r: f"{r['seconds']:.0f}"),
+]
 
 
 if __name__ == "__main__":

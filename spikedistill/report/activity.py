@@ -95,7 +95,11 @@ def _count(count: _Synapses, module: nn.Module, x: Tensor, out: Tensor) -> None:
     planes = weight.flatten(0, -4).float() if x.ndim > 3 else weight[None].float()
     group = planes.sum(1, keepdim=True) if module.groups == 1 else planes.unflatten(1, (module.groups, -1)).sum(2)
     ones = torch.ones(module.groups, 1, *module.kernel_size, device=x.device)
-    how = dict(stride=module.stride, padding=module.padding, dilation=module.dilation, groups=module.groups)
     fan_out = module.out_channels // module.groups
-    count.operations += F.conv2d(group, ones, **how).sum(dtype=torch.float64).item() * fan_out
+    count.operations += (
+        F.conv2d(group, ones, None, module.stride, module.padding, module.dilation, module.groups)
+        .sum(dtype=torch.float64)
+        .item()
+        * fan_out
+    )
     count.dense += out.numel() * module.in_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]

@@ -80,13 +80,14 @@ def _live(model: nn.Module, shape: Sequence[int], dense: bool) -> float:
 def synaptic_operations(model: nn.Module, x: Tensor, steps: int | None = None) -> float:
     """Additions that the spikes of one sample cause, on average over images [B, C, H, W] or frames [T, B, C, H, W].
 
-    Spikes over synapses that are left, without the first layer, whose input is no spikes.
+    Spikes over synapses that are left. The first layer, and others that read currents and not spikes (some input is
+    negative), are left out.
     """
     total, first = 0.0, True
 
     def hook(module: nn.Module, inputs: tuple[Tensor], out: Tensor) -> None:
         nonlocal total, first
-        if not first:
+        if not first and bool((inputs[0] >= 0).all()):
             total += (synapses(module, inputs[0]) * behind.get(module, 1.0)).sum(dtype=torch.float64).item()
         first = False
 

@@ -1,4 +1,4 @@
-"""The loop: it trains, resumes to the bit, accumulates, keeps the best epoch, and stops at a loss that is not finite."""
+"""The loop: trains, resumes to the bit, accumulates, keeps the best epoch, stops where the loss is not finite."""
 
 import json
 import os
@@ -148,7 +148,7 @@ def test_clip_limits_the_update():
 def test_the_best_epoch_on_validation_is_kept_or_the_last():
     scores = []
     for select in ("best", "last"):
-        student, s = stage(select=select, epochs=4, optim=partial(AdamW, lr=0.05))
+        _, s = stage(select=select, epochs=4, optim=partial(AdamW, lr=0.05))
         result = fit(s, progress=False)
         valid = [e["valid_accuracy"] for e in result["epochs"]]
         assert result["best"] == (valid.index(max(valid)) if select == "best" else 3)
@@ -157,12 +157,12 @@ def test_the_best_epoch_on_validation_is_kept_or_the_last():
 
 
 def test_learns_a_simple_task():
-    student, s = stage(epochs=15, optim=partial(AdamW, lr=0.02))
+    _, s = stage(epochs=15, optim=partial(AdamW, lr=0.02))
     assert fit(s, progress=False)["epochs"][-1]["accuracy"] > 0.8
 
 
 def test_loss_that_is_not_finite_names_step_and_term_and_keeps_the_checkpoint(tmp_path):
-    student, s = stage()
+    _, s = stage()
 
     def poison(batch, progress):
         return batch | {"x": batch["x"] * float("nan")} if progress > 0.4 else batch
@@ -183,10 +183,8 @@ def test_the_learning_rate_follows_the_schedule():
         optimizers.append(SGD(groups, lr=2.0))
         return optimizers[-1]
 
-    s = Stage(
-        toy_data(16, 8), **vars(ce(student)) | {"after_step": [lambda p: seen.append(optimizers[0].param_groups[0]["lr"])]},
-        optim=optim, lr=lambda p: 1 - p, epochs=2, clip=1e-9,
-    )  # fmt: skip
+    plan = vars(ce(student)) | {"after_step": [lambda p: seen.append(optimizers[0].param_groups[0]["lr"])]}
+    s = Stage(toy_data(16, 8), **plan, optim=optim, lr=lambda p: 1 - p, epochs=2, clip=1e-9)
     fit(s, progress=False)
     assert seen == [2.0, 1.5, 1.0, 0.5]
 
@@ -241,7 +239,8 @@ fabric = Fabric(accelerator="cpu", strategy=DDPStrategy(find_unused_parameters=T
 fabric.launch()
 student, s = stage()
 result = fit(s, sys.argv[1], fabric=fabric, progress=False)
-torch.save([student.state_dict(), [e["valid_accuracy"] for e in result["epochs"]]], f"{sys.argv[1]}/rank{fabric.global_rank}.pt")
+scores = [e["valid_accuracy"] for e in result["epochs"]]
+torch.save([student.state_dict(), scores], f"{sys.argv[1]}/rank{fabric.global_rank}.pt")
 """
 
 

@@ -91,7 +91,7 @@ def test_the_order_of_samples_channels_and_steps_is_of_no_account(normalise, exc
 
 def test_features_of_the_student_are_averaged_over_time_and_flattened_over_space():
     s, t = torch.rand(3, 4, 2, 2, 3, dtype=D), torch.rand(2, 4, 5, 2, 3, dtype=D)
-    u, v = sum(s[i] for i in range(3)) / 3, (t[0] + t[1]) / 2
+    u, v = (s[0] + s[1] + s[2]) / 3, (t[0] + t[1]) / 2
     expected = loss_in_loops(u.reshape(4, -1), v.reshape(4, -1), "row", False)
     assert relational()(step_of(s, t)).item() == pytest.approx(expected, rel=1e-9)
 

@@ -240,5 +240,7 @@ def test_defaults_of_each_variant_and_a_clean_student():
         "pooled": {"ce": 1.0, "kdsnn": 7e-5},
     }
     assert weights["pooled"]["kdsnn"][1].taps == {"student": ["stage2"], "teacher": ["stage2"]}
+    adapter = [tuple(p.shape) for p in weights["feature"]["kdsnn"][1].adapt[1].parameters()]
+    assert adapter == [(7, 6, 1, 1), (7,), (7,)]  # a convolution without bias, and a norm
     assert weights["feature"]["kdsnn"][1].decay == 0.5 and weights["mse"]["kdsnn"][1].decay == 1.0
     assert [*kdsnn(student, teacher, weight=0.0).loss] == ["ce"] and [*student.state_dict()] == keys

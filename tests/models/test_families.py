@@ -412,3 +412,16 @@ def test_unknown_choices_name_the_nearest():
         tiny("sew_resnet18", stem="imagnet")
     with pytest.raises(SpecError, match="pool='strid' is unknown; did you mean 'stride'"):
         tiny("vggsnn", pool="strid")
+
+
+def test_spikformer_adds_position_attention_and_mlp_after_their_neurons():
+    model, x = settled("spikformer"), images()[None]
+    embedding, block = model.embedding, model.stage1[0]
+    inner = x
+    for layer, pool in zip(embedding.layers, embedding.pools, strict=True):
+        inner = pool(layer(inner, 4))
+    tokens = embedding(x, 4)
+    assert torch.equal(tokens, inner + embedding.position(inner))
+    middle = tokens + block.attention(tokens)
+    assert torch.equal(block(tokens), middle + block.mlp(middle))
+    assert tokens.max() == 2
