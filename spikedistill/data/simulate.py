@@ -1,10 +1,10 @@
 """Images to events, as N-MNIST was made: a camera looks at a picture and moves.
 
 N-MNIST's camera made three saccades along the sides of a triangle, 100 ms each (Orchard et al. 2015, Converting Static
-Image Datasets to Spiking Neuromorphic Datasets Using Saccades). Here the picture, on a dark wall, moves instead. A
-pixel sees log(light + dark), bilinear between the picture's pixels in this measure, and remembers the level of its last event; when the
-light is a threshold above the memory it sends an ON event, a threshold below an OFF event, as often as it takes, and the
-memory moves along. Pixels differ a little in their thresholds, and send some events for no reason.
+Image Datasets to Spiking Neuromorphic Datasets Using Saccades). Here the picture, on a dark wall, moves instead. What a
+pixel sees is log(light + dark), interpolated between the picture's pixels; it remembers the level of its last event.
+When it sees a threshold more than it remembers it sends an ON event, a threshold less an OFF event, as often as it
+takes, and the memory moves along. Pixels differ a little in their thresholds, and send some events for no reason.
 
 `events` gives the events of a batch of images, `frames` at once their counts by time, `write` N-MNIST's files.
 Differs from a real camera: no refractory time, no lag of dark pixels, and the wall's refresh rate is not seen.

@@ -12,7 +12,7 @@ from spikedistill.core.fit import Stage, Trainee, fit
 from spikedistill.core.plan import merge
 from spikedistill.core.step import Step
 from spikedistill.core.taps import call, infer
-from spikedistill.methods import METHODS, bkd, ce, distilling_spikes, joint_a_snn, kd, kdsnn, tet
+from spikedistill.methods import METHODS, bkd, ce, distilling_spikes, joint_a_snn, kd, kdsnn, lasnn, tet
 from tests.methods.toy import spiking, toy_batch, toy_student, toy_teacher
 
 # name -> (builder with settings that are not the defaults, pass names)
@@ -31,6 +31,8 @@ ENROLLED = {
     "distilling_spikes, potential": partial(distilling_spikes, signal="potential", alpha=0.3, tau=3.0),
     "joint_a_snn": partial(joint_a_snn, alpha=0.3, beta=0.01, tau=2.0, width=7),
     "joint_a_snn, mean": partial(joint_a_snn, alpha=0.6, readout="mean", strides=(4,), width=3),
+    "lasnn": partial(lasnn, weight=3.0, power=3, soft=0.2, tau=3.0),
+    "lasnn, mse": partial(lasnn, variant="mse", weight=0.01),
 }
 every = pytest.mark.parametrize("build", ENROLLED.values(), ids=ENROLLED.keys())
 

@@ -187,6 +187,16 @@ def test_total_is_the_weighted_sum():
     torch.testing.assert_close(trainee(batch, 0.0)[0], expected)
 
 
+def test_windows_reach_the_terms_from_the_settings():
+    student, teacher, batch = spiking(0), spiking(1, (5, 7)), toy_batch()
+    how = dict(alpha=1.0, sliding=0.5, window=2, stride=2, reduction="sum", per_window=True, tau=1.5)
+    trainee = Trainee(Stage([batch], **vars(distilling_spikes(student, teacher, **how)))).eval()
+    s, t = student(batch["x"]), teacher(batch["x"])
+    expected = 0.5 * 4 * window_loss(s, t, 2, 2, "sum") + soft_loss(s, t, 1.5, True, 2, 2)
+    torch.testing.assert_close(trainee(batch, 0.0)[0], expected)
+    assert window_loss(s, t, 2, 2) != window_loss(s, t, 2, 1)
+
+
 def test_alpha_takes_terms_away():
     student, teacher = spiking(0), spiking(1)
     assert set(distilling_spikes(student, teacher, alpha=0.0).loss) == {"spikes_task"}

@@ -29,12 +29,14 @@ typedef int64_t i64;
 #ifndef BLOCK
 #define BLOCK 512    /* elements that go through all T together */
 #endif
+#define LANES 128    /* partial sums side by side */
 #ifndef CHUNK
 #define CHUNK 8192   /* elements of one step that a thread takes at a time */
 #endif
 
 enum { FORWARD, BACKWARD, MOMENTS };          /* Args.op */
 enum { ATAN, SIGMOID, TRIANGLE, RECTANGLE };  /* Args.kind, as in neurons/surrogate.py */
+enum { SOFT, HARD_ZERO, HARD };               /* reset: by subtraction, to 0, to any potential */
 enum { GRAD_X = 1, GRAD_AFFINE = 2, GRAD_COEFFICIENTS = 4 };
 
 typedef struct {  /* 8 bytes a field, in the order of native.py */
@@ -53,6 +55,7 @@ typedef struct {
     Args a;
     float decay, gain, offset, v_th, fire, rest, s0, s1;  /* fires at H >= fire; s0, s1: constants of the surrogate */
     i64 size;                                             /* outer * C * inner */
+    i64 reset;
     i64 rows, block, chunks;                              /* rows a chunk and elements a block where inner = 1 */
     i64 piece, split, group, pieces;                      /* otherwise: a plane is `split` pieces, `group` a chunk */
     i64 write, reduce, coefficients;                      /* what this sweep of the backward pass does */
@@ -117,10 +120,22 @@ INLINE void store(void *p, i64 i, float f, int bf16)  /* nearest even, NaN stays
     ((uint16_t *)p)[i] = (uint16_t)(f != f ? 0x7fc0 : r);
 }
 
-INLINE float reset(const Job *j, float h, int hard)
+/* V after reset, H (1 - S) + V_reset S or H - V_th S: an infinite H leaves NaN, as in the reference. */
+INLINE float reset(const Job *j, float h, int how)
 {
-    float s = h >= j->fire ? 1.0f : 0.0f;
-    return hard ? h * (1.0f - s) + j->rest * s : h - j->v_th * s;
+    int s = h >= j->fire;
+    if (how == SOFT) return h - (s ? j->v_th : 0.0f);
+    float v = h * (s ? 0.0f : 1.0f);
+    return how == HARD_ZERO ? v : v + (s ? j->rest : 0.0f);
+}
+
+/* decay V, rounded as decay * reset(H) is. */
+INLINE float leaked(const Job *j, float h, int how, float start)
+{
+    int s = h >= j->fire;
+    if (how == SOFT) return j->decay * (h - (s ? j->v_th : 0.0f));
+    float v = h * (s ? 0.0f : j->decay);
+    return how == HARD_ZERO ? v : v + (s ? start : 0.0f);
 }
 
 INLINE float exp_minus(float z)  /* exp(-z), 0 <= z, relative error 2e-7; z is cut at 50, long before denormals */
@@ -144,24 +159,24 @@ INLINE float exp_minus(float z)  /* exp(-z), 0 <= z, relative error 2e-7; z is c
 
 INLINE float surrogate(const Job *j, float z, int kind)
 {
-    if (kind == ATAN) { float c = j->s0 * z; return j->s1 / (1.0f + c * c); }
+    if (kind == ATAN) return j->s1 / (j->s0 + z * z);
     if (kind == SIGMOID) { float e = exp_minus(fabsf(j->s0 * z)), d = 1.0f + e; return j->s0 * (e / (d * d)); }
     if (kind == TRIANGLE) { float d = j->s0 - fabsf(z); return (d < 0.0f ? 0.0f : d) * j->s1; }
-    return fabsf(z) < j->s0 ? j->s1 : 0.0f;
+    return (float)(fabsf(z) < j->s0) * j->s1;
 }
 
 /* ---- one step of a block ------------------------------------------------------------------------------------------ */
 
 /* H[t] of n elements from H[t-1] (`before`; not read at the first step). Spikes too, where `spikes` is given. */
 INLINE void charge(const Job *j, const void *R x, const float *R scale, const float *R shift, const float *R before,
-                   float *R h, void *R spikes, i64 n, int first, int hard, int norm, int bf16, int fire)
+                   float *R h, void *R spikes, i64 n, int first, int how, int norm, int bf16, int fire)
 {
-    float decay = j->decay, gain = j->gain, offset = j->offset, start = decay * j->rest;
+    float gain = j->gain, offset = j->offset, start = j->decay * j->rest;
     for (i64 i = 0; i < n; i++) {
         float u = load(x, i, bf16);
         if (norm) u = u * scale[i] + shift[i];
-        float v = first ? start : decay * reset(j, before[i], hard);
-        float now = v + gain * u + offset;
+        float v = first ? start : leaked(j, before[i], how, start), now = v + gain * u;
+        if (how == HARD) now += offset;
         h[i] = now;
         if (fire && bf16) ((uint16_t *)spikes)[i] = now >= j->fire ? 0x3f80 : 0;
         if (fire && !bf16) ((float *)spikes)[i] = now >= j->fire ? 1.0f : 0.0f;
@@ -176,24 +191,28 @@ INLINE void discharge(const Job *j, const void *R grad, const float *R after, fl
     for (i64 i = 0; i < n; i++) {
         float now = h[i], g = surrogate(j, now - v_th, kind), d = load(grad, i, bf16) * g;
         if (!last) {
-            float through = decay * after[i];
-            float stay = hard ? (now >= fire ? 0.0f : 1.0f) : 1.0f;
-            if (!detach) stay += (hard ? rest - now : -v_th) * g;
-            d += through * stay;
+            float stay = hard ? (now >= fire ? 0.0f : decay) : decay;
+            if (!detach) stay += decay * ((hard ? rest - now : -v_th) * g);
+            d += after[i] * stay;
         }
         h[i] = d;
     }
 }
 
-/* a and b: sums of du and of du (x - mean), over steps and blocks. dh: gradient of H. */
-INLINE void reduce(const Job *j, const void *R x, const float *R mean, const float *R dh, float *R a, float *R b, i64 n,
-                   int bf16)
+/* a and b: sums of du and of du (x - mean), over blocks and over `count` steps. dh: gradient of H. */
+INLINE void reduce(const Job *j, const char *R x, i64 next, const float *R mean, const float *R dh, i64 row,
+                   float *R a, float *R b, i64 n, int count, int bf16)
 {
     float gain = j->gain;
     for (i64 i = 0; i < n; i++) {
-        float du = gain * dh[i];
-        a[i] += du;
-        b[i] += du * (load(x, i, bf16) - mean[i]);
+        float sa = 0, sb = 0;
+        for (int k = 0; k < count; k++) {
+            float du = gain * dh[k * row + i];
+            sa += du;
+            sb += du * (load(x + k * next, i, bf16) - mean[i]);
+        }
+        a[i] += sa;
+        b[i] += sb;
     }
 }
 
@@ -213,12 +232,12 @@ INLINE void finish(const Job *j, const void *R x, const float *R scale, const fl
 /* Sums for the gradients of decay and gain: dh (V[t-1] - V_reset) and dh u. */
 INLINE void coefficients(const Job *j, const void *R x, const float *R scale, const float *R shift,
                          const float *R before, const float *R dh, float *R a, float *R b, i64 n,
-                         int first, int hard, int norm, int bf16)
+                         int first, int how, int norm, int bf16)
 {
     for (i64 i = 0; i < n; i++) {
         float u = load(x, i, bf16);
         if (norm) u = u * scale[i] + shift[i];
-        if (!first) a[i] += dh[i] * (reset(j, before[i], hard) - j->rest);
+        if (!first) a[i] += dh[i] * (reset(j, before[i], how) - j->rest);
         b[i] += dh[i] * u;
     }
 }
@@ -229,6 +248,11 @@ INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
 INLINE i64 most(i64 a, i64 b) { return a > b ? a : b; }
 
 static i64 piece_start(const Job *j, i64 q) { return q / j->split * j->a.inner + q % j->split * j->piece; }
+INLINE i64 piece_count(const Job *j, i64 q)
+{
+    return least(j->piece, j->a.inner - q % j->split * j->piece);
+}
+
 INLINE i64 channel(const Job *j, i64 q) { return q / j->split % j->a.channels; }
 
 /* The run of elements of a chunk, within one step. */
@@ -268,16 +292,26 @@ INLINE void spread(const Job *j, const float *R values, float *R out, i64 at, i6
     }
 }
 
+/* Sum of lanes, which it overwrites. */
+INLINE double fold(float *R lane)
+{
+    for (int w = LANES / 2; w > 1; w /= 2)
+        for (int k = 0; k < w; k++) lane[k] += lane[k + w];
+    return (double)lane[0] + lane[1];
+}
+
 INLINE double sum(const float *R a, i64 n)
 {
-    float lane[16] = {0};
-    i64 i = 0;
-    for (; i + 16 <= n; i += 16)
-        for (int k = 0; k < 16; k++) lane[k] += a[i + k];
-    double s = 0;
-    for (; i < n; i++) s += a[i];
-    for (int k = 0; k < 16; k++) s += lane[k];
-    return s;
+    float lane[LANES];
+    if (n < LANES) {
+        double s = 0;
+        for (i64 i = 0; i < n; i++) s += a[i];
+        return s;
+    }
+    memcpy(lane, a, sizeof lane);
+    for (i64 i = LANES; i < n; i += LANES)
+        for (i64 k = 0, m = least(LANES, n - i); k < m; k++) lane[k] += a[i + k];
+    return fold(lane);
 }
 
 static void geometry(Job *j, i64 outer)
@@ -311,10 +345,11 @@ static i64 stride(const Job *j) { return ((j->block + 15) / 16 | 1) * 16; }
 INLINE void step(const Job *j, const void *R x, const float *R scale, const float *R shift, const float *R before,
                  float *R h, void *R spikes, i64 n, int first, int fire)
 {
-    switch ((j->a.bf16 ? 8 : 0) | (j->scale ? 4 : 0) | (j->a.hard ? 2 : 0) | first) {
-#define CASE(k) case k: charge(j, x, scale, shift, before, h, spikes, n, (k) & 1, (k) >> 1 & 1, (k) >> 2 & 1, (k) >> 3, fire); break;
+    switch (j->reset << 3 | (j->a.bf16 ? 4 : 0) | (j->scale ? 2 : 0) | first) {
+#define CASE(k) case k: charge(j, x, scale, shift, before, h, spikes, n, k & 1, k >> 3, k >> 1 & 1, k >> 2 & 1, fire); break;
         CASE(0) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7)
         CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14) CASE(15)
+        CASE(16) CASE(17) CASE(18) CASE(19) CASE(20) CASE(21) CASE(22) CASE(23)
 #undef CASE
     }
 }
@@ -329,6 +364,12 @@ INLINE void step_back(const Job *j, const void *R grad, const float *R after, fl
 #undef CASE16
 #undef CASE
     }
+}
+
+/* Asks for memory that is needed soon: the steps of a block lie far apart, where the processor does not look ahead. */
+INLINE void fetch(const char *p, i64 bytes)
+{
+    for (i64 i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
 INLINE void forward_chunk(Job *j, i64 chunk, float *scratch)
@@ -358,7 +399,7 @@ INLINE void backward_chunk(Job *j, i64 chunk, float *scratch)
 {
     i64 from, to, row = stride(j), width = j->a.bf16 ? 2 : 4, rows = j->a.inner == 1, C = j->a.channels;
     i64 T = j->a.steps, steps_x = j->a.steps_x;
-    int bf16 = j->a.bf16 != 0, hard = j->a.hard != 0, norm = j->scale != 0;
+    int bf16 = j->a.bf16 != 0, how = (int)j->reset, norm = j->scale != 0;
     float *scale = scratch, *shift = scale + row, *mean = shift + row, *slope = mean + row, *mean_du = slope + row;
     float *a = mean_du + row, *b = a + row, *c = b + row, *d = c + row, *h = d + row;
     chunk_range(j, chunk, &from, &to);
@@ -376,25 +417,33 @@ INLINE void backward_chunk(Job *j, i64 chunk, float *scratch)
         const char *x = (const char *)j->a.x + at * width, *grad = (const char *)j->a.grad + at * width;
         char *out = (char *)j->a.out + at * width;
         i64 next = steps_x > 1 ? j->size * width : 0;
-        for (i64 t = 0; t < T; t++)
+        for (i64 t = 0; t < T; t++) {
+            fetch(grad + t * j->size * width, n * width);
             step(j, x + t * next, scale, shift, h + (t - 1) * row, h + t * row, NULL, n, t == 0, 0);
+        }
         for (i64 t = T - 1; t >= 0; t--) {
+            if (at + n < to && t < steps_x) fetch(x + t * next + n * width, n * width);
             step_back(j, grad + t * j->size * width, h + (t + 1) * row, h + t * row, n, t == T - 1);
             if (j->coefficients)
-                coefficients(j, x + t * next, scale, shift, h + (t - 1) * row, h + t * row, c, d, n, t == 0, hard, norm, bf16);
+                coefficients(j, x + t * next, scale, shift, h + (t - 1) * row, h + t * row, c, d, n, t == 0, how, norm, bf16);
         }
         if (steps_x == 1)
             for (i64 t = 1; t < T; t++)
                 for (i64 i = 0; i < n; i++) h[i] += h[t * row + i];
-        for (i64 t = 0; t < steps_x; t++) {
+        for (i64 t = 0, four; j->reduce && t < steps_x; t += four ? 4 : 1) {
+            four = t + 4 <= steps_x;
+            switch (bf16 << 1 | (int)four) {
+            case 0: reduce(j, x + t * next, next, mean, h + t * row, row, a, b, n, 1, 0); break;
+            case 1: reduce(j, x + t * next, next, mean, h + t * row, row, a, b, n, 4, 0); break;
+            case 2: reduce(j, x + t * next, next, mean, h + t * row, row, a, b, n, 1, 1); break;
+            case 3: reduce(j, x + t * next, next, mean, h + t * row, row, a, b, n, 4, 1); break;
+            }
+        }
+        for (i64 t = 0; j->write && t < steps_x; t++) {
             const void *xt = x + t * next;
             void *to_ = out + t * next;
             const float *dh = h + t * row;
-            if (j->reduce) {
-                if (bf16) reduce(j, xt, mean, dh, a, b, n, 1);
-                else reduce(j, xt, mean, dh, a, b, n, 0);
-            }
-            if (j->write) switch (bf16 << 2 | (norm ? (j->slope ? 2 : 1) : 0)) {
+            switch (bf16 << 2 | (norm ? (j->slope ? 2 : 1) : 0)) {
 #define CASE(k) case k: finish(j, xt, scale, mean, mean_du, slope, dh, to_, n, k & 3, k >> 2); break;
                 CASE(0) CASE(1) CASE(2) CASE(4) CASE(5) CASE(6)
 #undef CASE
@@ -424,64 +473,66 @@ INLINE void backward_chunk(Job *j, i64 chunk, float *scratch)
     }
 }
 
+/* s1 += x - m and, where given, s2 += (x - m)^2, for n elements of each of `count` blocks that follow each other. */
+INLINE void deviations(const char *R x, i64 next, const float *R m, float *R s1, float *R s2, i64 n, int count, int squares,
+                       int bf16)
+{
+    for (i64 i = 0; i < n; i++) {
+        float a = 0, b = 0;
+        for (int k = 0; k < count; k++) {
+            float e = load(x + k * next, i, bf16);
+            if (squares) e -= m[i];
+            a += e;
+            b += e * e;
+        }
+        s1[i] += a;
+        if (squares) s2[i] += b;
+    }
+}
+
+/* The same over n elements in blocks of `block`. */
+INLINE void all_deviations(const char *R x, const float *R m, float *R s1, float *R s2, i64 n, i64 block, int squares, int bf16)
+{
+    i64 width = bf16 ? 2 : 4, at = 0;
+    for (; at + 4 * block <= n; at += 4 * block)
+        deviations(x + at * width, block * width, m, s1, s2, block, 4, squares, bf16);
+    for (; at < n; at += block) deviations(x + at * width, 0, m, s1, s2, least(block, n - at), 1, squares, bf16);
+}
+
 /* Mean and sum of squared deviations of one chunk, in two passes over data that stay in the cache. */
 INLINE void moments_chunk_as(Job *j, i64 chunk, float *scratch, int bf16)
 {
-    i64 from, to, C = j->a.channels, width = bf16 ? 2 : 4;
+    i64 from, to, C = j->a.channels, width = bf16 ? 2 : 4, row = stride(j);
+    float *R m = scratch, *R s1 = scratch + row, *R s2 = scratch + 2 * row;
     chunk_range(j, chunk, &from, &to);
+    const char *x = (const char *)j->a.x + from * width;
     if (j->a.inner > 1) {
         for (i64 q = chunk * j->group; q < least((chunk + 1) * j->group, j->pieces); q++) {
-            i64 at = piece_start(j, q), n = least(j->piece, (q / j->split + 1) * j->a.inner - at), i = 0;
-            const char *x = (const char *)j->a.x + at * width;
-            float lane[16] = {0}, lane1[16] = {0}, lane2[16] = {0};
-            double s = 0, s1 = 0, s2 = 0;
-            for (i = 0; i + 16 <= n; i += 16)
-                for (int k = 0; k < 16; k++) lane[k] += load(x, i + k, bf16);
-            for (; i < n; i++) s += load(x, i, bf16);
-            for (int k = 0; k < 16; k++) s += lane[k];
-            float m = (float)(s / n);
-            for (i = 0; i + 16 <= n; i += 16)
-                for (int k = 0; k < 16; k++) {
-                    float e = load(x, i + k, bf16) - m;
-                    lane1[k] += e;
-                    lane2[k] += e * e;
-                }
-            for (; i < n; i++) {
-                float e = load(x, i, bf16) - m;
-                s1 += e;
-                s2 += e * e;
-            }
-            for (int k = 0; k < 16; k++) { s1 += lane1[k]; s2 += lane2[k]; }
-            j->partial[2 * q] = m + s1 / n;
-            j->partial[2 * q + 1] = s2 - s1 * s1 / n;
+            i64 at = piece_start(j, q), n = piece_count(j, q);
+            const char *R p = (const char *)j->a.x + at * width;
+            memset(s1, 0, LANES * sizeof(float));
+            all_deviations(p, m, s1, s2, n, LANES, 0, bf16);
+            float mean = (float)(fold(s1) / n);
+            for (i64 k = 0; k < LANES; k++) m[k] = mean, s1[k] = s2[k] = 0;
+            all_deviations(p, m, s1, s2, n, LANES, 1, bf16);
+            double a = fold(s1);
+            j->partial[2 * q] = mean + a / n;
+            j->partial[2 * q + 1] = fold(s2) - a * a / n;
         }
         return;
     }
-    i64 row = stride(j), whole = least(j->block, to - from);
-    float *R m = scratch, *R s1 = scratch + row, *R s2 = scratch + 2 * row;
-    double *p = j->partial + 2 * chunk * C, count = (double)((to - from) / C);
-    memset(s1, 0, 2 * row * sizeof(float));
-    for (i64 at = from; at < to; at += j->block) {
-        const char *R x = (const char *)j->a.x + at * width;
-        i64 n = least(j->block, to - at);
-        for (i64 i = 0; i < n; i++) s1[i] += load(x, i, bf16);
-    }
+    i64 n = to - from, whole = least(j->block, n);
+    double *p = j->partial + 2 * chunk * C, count = (double)(n / C);
+    memset(s1, 0, row * sizeof(float));
+    all_deviations(x, m, s1, s2, n, j->block, 0, bf16);
     for (i64 c = 0; c < C; c++) {
         double s = 0;
         for (i64 r = c; r < whole; r += C) s += s1[r];
         m[c] = (float)(s / count);
     }
     for (i64 r = C; r < whole; r += C) memcpy(m + r, m, C * sizeof(float));
-    memset(s1, 0, row * sizeof(float));
-    for (i64 at = from; at < to; at += j->block) {
-        const char *R x = (const char *)j->a.x + at * width;
-        i64 n = least(j->block, to - at);
-        for (i64 i = 0; i < n; i++) {
-            float e = load(x, i, bf16) - m[i];
-            s1[i] += e;
-            s2[i] += e * e;
-        }
-    }
+    memset(s1, 0, 2 * row * sizeof(float));
+    all_deviations(x, m, s1, s2, n, j->block, 1, bf16);
     for (i64 c = 0; c < C; c++) {
         double a = 0, b = 0;
         for (i64 r = c; r < whole; r += C) { a += s1[r]; b += s2[r]; }
@@ -547,11 +598,6 @@ static double total(const Job *j, i64 c, int which)
         for (i64 p = c; p < j->a.outer * C; p += C)
             for (i64 q = p * j->split; q < (p + 1) * j->split; q++) s += j->partial[2 * q + which];
     return s;
-}
-
-static i64 piece_count(const Job *j, i64 q)
-{
-    return least(j->piece, j->a.inner - q % j->split * j->piece);
 }
 
 static i64 chunk_count(const Job *j, i64 k)
@@ -643,16 +689,20 @@ EXPORT i64 spikedistill_run(const Args *args)
         return failed;
     }
     i64 C = j->a.channels;
-    double p = j->a.parameter;
+    double p = j->a.parameter, c;
     j->decay = (float)j->a.decay, j->gain = (float)j->a.gain, j->offset = (float)j->a.offset;
     j->v_th = (float)j->a.v_th, j->rest = (float)j->a.rest;
     j->fire = j->a.strict ? nextafterf(j->v_th, INFINITY) : j->v_th;
     switch (j->a.kind) {
-    case ATAN: j->s0 = (float)(3.14159265358979323846 * p / 2), j->s1 = (float)(p / 2); break;
+    case ATAN:  /* (p/2) / (1 + (c z)^2) = (p / 2 c^2) / (1 / c^2 + z^2) */
+        c = 3.14159265358979323846 * p / 2;
+        j->s0 = (float)(1 / (c * c)), j->s1 = (float)(p / 2 / (c * c));
+        break;
     case SIGMOID: j->s0 = (float)p; break;
     case TRIANGLE: j->s0 = (float)p, j->s1 = (float)(1 / (p * p)); break;
     default: j->s0 = (float)p, j->s1 = (float)(1 / (2 * p));
     }
+    j->reset = !j->a.hard ? SOFT : j->rest == 0.0f ? HARD_ZERO : HARD;
     geometry(j, j->a.outer);
     if (j->a.mean) {
         if (!(j->scale = malloc(2 * C * sizeof(float) + 1))) return 1;
