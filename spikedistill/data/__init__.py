@@ -1,17 +1,20 @@
 """Data sets: `load("fashion-mini")` is in the package, `load("folder:PATH")` is yours, `names()` lists them all.
 
 A `Data` has splits train, valid, test; a split is a `Tensors` or a `Files`, both with
-`epoch(epoch, start, rank, world)` giving batches `{"x", "y", "index"}`, x in [0,1].
+`epoch(epoch, start, rank, world)` giving batches `{"x", "y", "index"}`, x [B,C,H,W] in [0,1], or [T,B,C,H,W] counting
+events. `Pairs` joins events and images of the same classes.
 """
 
 import difflib
 from pathlib import Path
 from typing import Any
 
-from . import folders, images
-from .augment import parse
+from . import events, folders, images, simulate
+from .augment import parse, suits
 from .batches import Batch, DataError, Files, MissingData, Tensors
+from .events import from_events
 from .splits import Data, Split, from_dataset, from_tensors, hold_out, statistics
+from .streams import Pairs
 
 __all__ = [
     "Batch",
@@ -19,11 +22,14 @@ __all__ = [
     "DataError",
     "Files",
     "MissingData",
+    "Pairs",
     "Split",
     "Tensors",
     "check",
     "from_dataset",
+    "from_events",
     "from_tensors",
+    "has_steps",
     "hold_out",
     "load",
     "names",
@@ -40,12 +46,22 @@ NAMES = {
     "svhn": "house numbers, 73,257 + 26,032, RGB 32x32, 10 classes; torchvision's files in root, or download",
     "imagenet": "photographs, 1.28 million + 50,000, RGB 224x224, 1,000 classes; folders root/train and root/val",
     "folder:PATH": "your own images, one folder a class (png, jpg, bmp, gif, webp), grey or RGB, any size",
+    "fashion-events": "fashion-mini seen by a simulated event camera, 8,000 + 2,000, 6 frames of 2x34x34, 10 classes",
+    "nmnist": "N-MNIST, 60,000 + 10,000, 10 frames of 2x34x34, 10 classes; unpacked in root",
+    "n-caltech101": "N-Caltech101, 8,709, 10 frames of 2x48x48, 101 classes; unpacked in root",
+    "cifar10-dvs": "CIFAR10-DVS, 9,000 + 1,000, 10 frames of 2x48x48, 10 classes; in root/download, by spikingjelly",
+    "dvs128-gesture": "DVS128 Gesture, 1,176 + 288, 16 frames of 2x128x128, 11 classes; in root/download, by spikingjelly",
 }
 
 
 def names() -> dict[str, str]:
     """What `load` knows: name -> one line. Loads nothing."""
     return dict(NAMES)
+
+
+def has_steps(name: str) -> bool:
+    """Whether the samples of a data set are frames over time, made of events, so that `load` takes `steps`."""
+    return name == "fashion-events" or name in events.SETS
 
 
 def load(
@@ -59,17 +75,26 @@ def load(
     size: int | None = None,
     workers: int = 0,
     download: bool = False,
+    steps: int | None = None,
+    frames: str | None = None,
 ) -> Data:
     """A data set by name.
 
     root: the folder its files are in; valid: the share of the training data held out, always the same samples, 0 for
     none; seed: of the order and the augmentation; augment: as `parse` reads it, "default" for what suits the data;
-    size: side of the images of `folder:` and `imagenet`; workers: processes that decode, where the data are too many
-    for memory; download: let torchvision fetch what is missing. Raises DataError (MissingData where files are missing).
+    size: side of the images of `folder:` and `imagenet`, and of the frames of recorded events; workers: processes that
+    decode, where the data are too many for memory; download: let torchvision fetch what is missing; steps, frames: of
+    events, how many frames make a sample, and of which kind (number, time, voxel, surface: see data/events.py).
+    Raises DataError (MissingData where files are missing).
     """
     _known(name)
     _size(name, size)
+    _frames(name, steps, frames)
     how = {"valid": valid, "seed": seed, "batch_size": batch_size, "augment": augment, "workers": workers}
+    if name == "fashion-events":
+        return simulate.fashion_events(steps=steps, kind=frames, **how)
+    if name in events.SETS:
+        return events.named(name, root, steps=steps, frames=frames, size=size, **how)
     if name.startswith("folder:"):
         return folders.folder(_folder(name, root), size=size, **how)
     if name == "imagenet":
@@ -84,6 +109,8 @@ def check(
     size: int | None = None,
     augment: Any = "default",
     download: bool = False,
+    steps: int | None = None,
+    frames: str | None = None,
 ) -> list[str]:
     """What `load` would complain of, as far as can be seen without reading the images. Empty: nothing."""
 
@@ -92,14 +119,17 @@ def check(
             folders.scan(_folder(name, root))
         elif name in images.VISION:
             images.vision_ready(name, root, download)
-        elif name in NAMES:
+        elif name in events.SETS:
+            events.ready(name, root)
+        elif name in NAMES and name != "fashion-events":
             images.idx_ready(name, root, download)
 
     errors = []
     for look in (
         lambda: _known(name),
         lambda: _size(name, size),
-        lambda: parse(augment) if isinstance(augment, str) and augment != "default" else None,
+        lambda: _frames(name, steps, frames),
+        lambda: suits(parse(augment), has_steps(name)) if isinstance(augment, str) and augment != "default" else None,
         source,
     ):
         try:
@@ -124,7 +154,29 @@ def _known(name: str) -> None:
 
 
 def _size(name: str, size: int | None) -> None:
-    if size is not None and not (name == "imagenet" or name.startswith("folder:")):
-        raise DataError(f"{name} has images of one size; size is for folder:PATH and imagenet")
-    if size is not None and size < 1:
+    if size is None or name not in NAMES and not name.startswith("folder:"):
+        return
+    if name not in ("imagenet", *events.SETS) and not name.startswith("folder:"):
+        raise DataError(
+            f"{name} has images of one size; size is for folder:PATH, imagenet and {', '.join(events.SETS)}"
+        )
+    if size < 1:
         raise DataError(f"size must be at least 1 pixel, not {size}")
+    if name in events.SETS:
+        events.smaller(events.SETS[name].sensor, (size, size))
+
+
+def _frames(name: str, steps: int | None, frames: str | None) -> None:
+    if name not in NAMES and not name.startswith("folder:"):
+        return
+    for what, value in (("steps", steps), ("frames", frames)):
+        if value is not None and not has_steps(name):
+            raise DataError(
+                f"{name} has images, without frames; {what} is for events (a model repeats an image itself)"
+            )
+    if steps is not None and steps < 1:
+        raise DataError(f"steps must be at least 1 frame, not {steps}")
+    if frames is not None and frames not in events.KINDS:
+        raise DataError(f"no frames of kind {frames!r}; valid: {', '.join(events.KINDS)}")
+    if name == "fashion-events" and frames not in (None, "time"):
+        raise DataError(f"fashion-events has frames by time only, not by {frames}")

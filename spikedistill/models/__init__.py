@@ -19,9 +19,11 @@ from torch import nn
 from spikedistill.models import foreign
 from spikedistill.models.foreign import Foreign, measure_dims, module
 from spikedistill.models.ms_resnet import ms_resnet18, ms_resnet34
+from spikedistill.models.qkformer import qkformer
 from spikedistill.models.resnet19 import ann_resnet18, ann_resnet34, resnet19
 from spikedistill.models.sew_resnet import sew_resnet18, sew_resnet34, sew_resnet50
 from spikedistill.models.small import small
+from spikedistill.models.spike_driven import spike_driven
 from spikedistill.models.spikformer import spikformer
 from spikedistill.models.vggsnn import plif_net, vggsnn
 from spikedistill.neurons import make
@@ -40,6 +42,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         ms_resnet34,
         vggsnn,  # 2022, Deng et al., TET, arXiv:2202.11946
         spikformer,  # 2023, Zhou et al., Spikformer, arXiv:2209.15425
+        spike_driven,  # 2023, Yao et al., Spike-driven Transformer, arXiv:2307.01694
+        qkformer,  # 2024, Zhou et al., QKFormer, arXiv:2403.16552
         ann_resnet18,  # 2016, He et al., ResNet, arXiv:1512.03385: ANN teachers
         ann_resnet34,
     )

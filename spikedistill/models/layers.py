@@ -152,6 +152,14 @@ def make_neuron(neuron: NeuronName, **defaults: object) -> MakeNeuron:
     return make(neuron, **defaults)
 
 
+def with_threshold(make: MakeNeuron, v_th: float) -> nn.Module:
+    """A neuron that fires at `v_th`; an ANN's has no threshold."""
+    neuron = make()
+    if isinstance(neuron, Neuron):
+        neuron.v_th = v_th
+    return neuron
+
+
 def tet_neuron(neuron: NeuronName) -> MakeNeuron:
     """`neuron` as in TET, https://arxiv.org/abs/2202.11946, where the text says no more: H = V/2 + X, fires above 1."""
     return make_neuron(neuron, decay_input=False, strict=True, detach_reset=False, surrogate=Triangle(1.0))

@@ -25,9 +25,10 @@ from spikedistill.models.layers import (
     NeuronName,
     make_neuron,
     spiking_conv,
+    with_threshold,
 )
 from spikedistill.models.spikformer import groups
-from spikedistill.neurons import Neuron, Sigmoid
+from spikedistill.neurons import Sigmoid
 from spikedistill.spec import Count, Positive, SpecError
 
 
@@ -45,9 +46,7 @@ class MaskAttention(nn.Module):
         self.q = spiking_conv(dim, dim, 1, neuron=neuron)
         self.k = spiking_conv(dim, dim, 1, neuron=neuron)
         self.v = spiking_conv(dim, dim, 1, neuron=neuron)
-        self.mask = mask = neuron()
-        if isinstance(mask, Neuron):
-            mask.v_th = v_th
+        self.mask = with_threshold(neuron, v_th)
         self.project = currents(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:

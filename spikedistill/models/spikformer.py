@@ -16,8 +16,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spikedistill.models.layers import MakeNeuron, MaxPool2d, Network, NeuronName, make_neuron, spiking_conv
-from spikedistill.neurons import Neuron, Sigmoid
+from spikedistill.models.layers import (
+    MakeNeuron,
+    MaxPool2d,
+    Network,
+    NeuronName,
+    make_neuron,
+    spiking_conv,
+    with_threshold,
+)
+from spikedistill.neurons import Sigmoid
 from spikedistill.spec import Count, Positive, SpecError
 
 
@@ -36,9 +44,7 @@ class Attention(nn.Module):
         self.q = spiking_conv(dim, dim, 1, neuron=neuron, bias=bias)
         self.k = spiking_conv(dim, dim, 1, neuron=neuron, bias=bias)
         self.v = spiking_conv(dim, dim, 1, neuron=neuron, bias=bias)
-        self.neuron = own = neuron()
-        if isinstance(own, Neuron):
-            own.v_th = v_th
+        self.neuron = with_threshold(neuron, v_th)
         self.project = spiking_conv(dim, dim, 1, neuron=neuron, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,9 +59,9 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + SSA(x), then x + MLP(x): sums of spikes, after the neuron."""
+    """x + attention(x), then x + MLP(x): sums of spikes, after the neuron."""
 
-    def __init__(self, dim: int, hidden: int, attention: Attention, neuron: MakeNeuron):
+    def __init__(self, dim: int, hidden: int, attention: nn.Module, neuron: MakeNeuron):
         super().__init__()
         self.attention = attention
         self.mlp = nn.Sequential(

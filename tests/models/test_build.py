@@ -66,6 +66,8 @@ SMALL_ONES = {
     "plif_net": "plif_net(size=16, width=4, hidden=8)",
     "resnet19": "resnet19(width=4, stem_width=4)",
     "spikformer": "spikformer(dim=16, heads=2, depth=1)",
+    "spike_driven": "spike_driven(dim=16, depth=1)",
+    "qkformer": "qkformer(dim=16, heads=2)",
 }
 
 
