@@ -25,6 +25,11 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float) -> Tensor:  # [B, C], 
     return tau**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
+def kd_per_step(student: Tensor, teacher: Tensor, tau: float) -> Tensor:  # [T, B, C], [B, C] or [T, B, C] -> []
+    """`kd_loss` at every time step, averaged over the steps; a teacher without time is the same at every step."""
+    return kd_loss(student.flatten(0, 1), teacher.expand_as(student).flatten(0, 1), tau)
+
+
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:  # [B, C], [B] or [B, C] -> [B]
     """-sum_k y_k log softmax(z)_k for each sample. Labels [B] and their one-hot rows [B, C] give the same value."""
     return F.cross_entropy(logits, target, reduction="none")
@@ -62,3 +67,46 @@ def paired(
         raise SpecError([f"{who}: {len(taps)} taps and {len(teacher_taps)} teacher_taps, they go in pairs"])
     pairs = [(published(student, s, "student"), published(teacher, t, "teacher")) for s, t in zip(taps, teacher_taps)]
     return [s for (s, _), _ in pairs], [t for _, (t, _) in pairs], [(a, b) for (_, a), (_, b) in pairs]
+
+
+def linear_cka(x: Tensor, y: Tensor) -> Tensor:  # [T, B, ...], [T, B, ...] -> [T]
+    """Linear centred kernel alignment of the samples at each time step, in [0, 1]: <G, H> / (|G| |H| + 1e-7).
+
+    G and H are the centred Gram matrices of a batch, in Frobenius norm. 0 for a batch of one sample or equal rows.
+    Kornblith et al. 2019, arXiv:1905.00414, eq. 1 to 3, with the biased estimate.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        centred = (wide(v).flatten(2) - wide(v).flatten(2).mean(1, keepdim=True) for v in (x, y))
+        g, h = (v @ v.mT for v in centred)
+        norms = torch.linalg.matrix_norm(g) * torch.linalg.matrix_norm(h)
+        return (g * h).sum((-2, -1)) / (norms + 1e-7)
+
+
+def step_losses(z: Tensor, y: Tensor, lam: float, phi: float) -> Tensor:  # [T, B, C], [B] or [B, C] -> [T]
+    """(1 - lam) CE(z[t], y) + lam mean( (z[t] - phi)^2 ) at every time step: TET, Deng et al. 2022, arXiv:2202.11946."""
+    ce = torch.stack([F.cross_entropy(step, y) for step in z])
+    return (1 - lam) * ce + lam * (z - phi).square().mean((1, 2))
+
+
+def replaced(source: Tensor, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Sliding replacement: each sample of `source` is swapped for the whole of its `x` with probability `share`.
+
+    source: [B, C', H, W], the same at every step, or [T, B, C', H, W].  x: [T, B, C, H, W] or [B, C, H, W].
+    Other channels than those of x become V = max over them (the V of HSV), repeated.
+    Returns the mixed stream, in the shape of x, and which samples are swapped, [B]. Raises ValueError for other shapes.
+    He et al. 2024, arXiv:2303.13077.
+    """
+    if source.shape[-2:] != x.shape[-2:] or source.shape[-4] != x.shape[-4] or source.ndim > x.ndim:
+        raise ValueError(f"replacement: static images {list(source.shape)} and events {list(x.shape)} do not fit")
+    if source.shape[-3] != x.shape[-3]:
+        source = source.amax(-3, keepdim=True)
+    swap = torch.rand(x.shape[-4], device=x.device) < share
+    return torch.where(swap.view(-1, 1, 1, 1), x, source), swap
+
+
+def classes_of(model: nn.Module, classes: int | None, who: str) -> int:
+    """`classes`, or where it is None the outputs of the model's last linear layer. SpecError where there is none."""
+    sizes = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
+    if not (classes or sizes):
+        raise SpecError([f"{who}: {type(model).__name__} has no linear layer to tell its classes by: set classes="])
+    return classes or sizes[-1]

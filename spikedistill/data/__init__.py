@@ -49,8 +49,8 @@ NAMES = {
     "fashion-events": "fashion-mini seen by a simulated event camera, 8,000 + 2,000, 6 frames of 2x34x34, 10 classes",
     "nmnist": "N-MNIST, 60,000 + 10,000, 10 frames of 2x34x34, 10 classes; unpacked in root",
     "n-caltech101": "N-Caltech101, 8,709, 10 frames of 2x48x48, 101 classes; unpacked in root",
-    "cifar10-dvs": "CIFAR10-DVS, 9,000 + 1,000, 10 frames of 2x48x48, 10 classes; in root/download, by spikingjelly",
-    "dvs128-gesture": "DVS128 Gesture, 1,176 + 288, 16 frames of 2x128x128, 11 classes; in root/download, by spikingjelly",
+    "cifar10-dvs": "CIFAR10-DVS, 9,000 + 1,000, 10 frames of 2x48x48, 10 classes; by spikingjelly",
+    "dvs128-gesture": "DVS128 Gesture, 1,176 + 288, 16 frames of 2x128x128, 11 classes; by spikingjelly",
 }
 
 
@@ -143,8 +143,12 @@ def _folder(name: str, root: str | Path | None) -> Path:
     return Path(root or ".").expanduser() / Path(name.removeprefix("folder:")).expanduser()
 
 
+def _exists(name: str) -> bool:
+    return name in NAMES or (name.startswith("folder:") and name != "folder:")
+
+
 def _known(name: str) -> None:
-    if name in NAMES or (name.startswith("folder:") and name != "folder:"):
+    if _exists(name):
         return
     near = difflib.get_close_matches(name, NAMES, 1, 0.5)
     hint = f"folder:{name}" if Path(name).is_dir() else near[0] if near else None
@@ -154,7 +158,7 @@ def _known(name: str) -> None:
 
 
 def _size(name: str, size: int | None) -> None:
-    if size is None or name not in NAMES and not name.startswith("folder:"):
+    if size is None or not _exists(name):
         return
     if name not in ("imagenet", *events.SETS) and not name.startswith("folder:"):
         raise DataError(
@@ -167,7 +171,7 @@ def _size(name: str, size: int | None) -> None:
 
 
 def _frames(name: str, steps: int | None, frames: str | None) -> None:
-    if name not in NAMES and not name.startswith("folder:"):
+    if not _exists(name):
         return
     for what, value in (("steps", steps), ("frames", frames)):
         if value is not None and not has_steps(name):

@@ -5,11 +5,13 @@ from inspect import isfunction
 from spikedistill.methods.bkd import bkd  # 2024 Xu et al., ECCV, arXiv:2407.09083
 from spikedistill.methods.ce import ce  # direct training
 from spikedistill.methods.distilling_spikes import distilling_spikes  # 2020 Kushawaha et al., ICPR, arXiv:2005.00288
+from spikedistill.methods.full_range_kd import full_range_kd  # 2025 Yu et al., ICML, arXiv:2501.15925
 from spikedistill.methods.joint_a_snn import joint_a_snn  # 2023 Guo et al., Pattern Recognition, arXiv:2305.02099
 from spikedistill.methods.kd import kd  # 2015 Hinton et al., arXiv:1503.02531
 from spikedistill.methods.kd_snn_liang import kd_snn_liang  # 2024 Liang et al., IJCNN, in the style of
 from spikedistill.methods.kdsnn import kdsnn  # 2023 Xu et al., CVPR, arXiv:2304.05627
 from spikedistill.methods.lasnn import lasnn  # 2023 Hong et al., arXiv:2304.09101
+from spikedistill.methods.sakd import sakd  # 2024 Qiu et al., Neural Networks, openreview:QwFw-CcUb10
 from spikedistill.methods.tet import tet  # 2022 Deng et al., ICLR, arXiv:2202.11946
 
 METHODS = {name: function for name, function in sorted(globals().items()) if isfunction(function)}

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedistill.core.output import rate
-from spikedistill.core.plan import Plan
+from spikedistill.core.plan import Plan, Terms
 from spikedistill.core.step import Pass, Step
 from spikedistill.core.taps import published
 from spikedistill.functional import wide
@@ -126,7 +126,7 @@ def kd_snn_liang(
         raise SpecError([f"kd_snn_liang: {len(taps)} taps and {len(teacher_taps)} teacher_taps, they go in pairs"])
     ours = [published(student, tap, "student")[0] for tap in taps or [""]]
     theirs = [published(teacher, tap, "teacher")[0] for tap in teacher_taps or [""]]
-    loss: dict = {"ce": (1.0, CE())}
+    loss: Terms = {"ce": (1.0, CE())}
     if weight:
         loss["kd_snn_liang"] = (weight, Relational(ours, theirs, normalise, time, exclude_diagonal))
     return Plan({"student": Pass(student, grad=True), "teacher": Pass(teacher)}, loss)

@@ -2,7 +2,7 @@
 
     O = shortcut(X) + BN(conv2(N(BN(conv1(N(X))))))        shortcut: X, or BN(conv1x1 X)
 
-Hu, Deng, Wu, Yao, Li 2021, https://arxiv.org/abs/2112.08954, sec. 3; widths, neuron and initial gains as in
+Hu, Deng, Wu, Yao, Li 2021, https://arxiv.org/abs/2112.08954; widths, neuron and initial gains as in
 Lee et al. 2024 (TT-SNN), https://arxiv.org/abs/2401.08001: decay 0.25, input not decayed, fires above 0.5, rectangular
 surrogate; norms start at the threshold, those that end a branch at a fifth of it.
 """

@@ -5,8 +5,9 @@
     stage 3       spiking self-attention, as in Spikformer
     embedding     N(BN(conv3x3 ..)) with a pool before a neuron, + N(BN(conv1x1 x)) of the same stride
 
-Zhou, Zhang, Zhou, Yu, Huang, Fan, Zhao, Huang, Ma, Tian 2024, https://arxiv.org/abs/2403.16552, sec. 3.
-Differs from the paper: tokens stay maps, [T, B, D, H, W] in place of [T, B, N, D], and linear layers are 1x1 convolutions.
+Zhou, Zhang, Zhou, Yu, Huang, Fan, Yuan, Ma, Zhou, Tian 2024, https://arxiv.org/abs/2403.16552.
+Differs from the paper: tokens stay maps, [T, B, D, H, W] in place of [T, B, N, D], and linear layers are 1x1
+convolutions.
 """
 
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ class TokenAttention(nn.Module):
 
 
 class QKFormer(Network):
-    """stem, three stages of an embedding and blocks, mean over tokens, linear. Taps: stage1 .. stage3, sums of spikes."""
+    """stem, three stages of embedding and blocks, mean over tokens, linear. Taps: stage1 .. stage3, sums of spikes."""
 
     def __init__(
         self,

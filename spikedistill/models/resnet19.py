@@ -4,7 +4,7 @@
 
 With a spiking N this is ResNet-19; with N = ReLU it is the ordinary ResNet, so the same classes make ANN teachers.
 
-Zheng, Wu, Deng, Hu, Li 2021 (tdBN), https://arxiv.org/abs/2011.05280, table 1; neuron, plain batch norm and a stem of
+Zheng, Wu, Deng, Hu, Li 2021 (tdBN), https://arxiv.org/abs/2011.05280; neuron, plain batch norm and a stem of
 64 channels as in Deng, Li, Zhang, Gu 2022 (TET), https://arxiv.org/abs/2202.11946.
 He, Zhang, Ren, Sun 2016, https://arxiv.org/abs/1512.03385, for the ANNs; 3x3 stem without pool, for small images.
 """

@@ -6,7 +6,7 @@
 The shortcut is the identity, or a 1x1 convolution with norm and neuron where the shape changes. With `add` the outputs
 are small integers, at most one above those of the input.
 
-Fang, Yu, Chen, Huang, Masquelier, Tian 2021, https://arxiv.org/abs/2102.04159, sec. 3.2 and table 1.
+Fang, Yu, Chen, Huang, Masquelier, Tian 2021, https://arxiv.org/abs/2102.04159.
 Differs from the paper: logits are returned at every step (their mean over time is the paper's output), and
 stem="cifar" (3x3, stride 1, no pool) is there for small images.
 """

@@ -5,9 +5,9 @@
     x <- x + BN(W (Q * N'(sum over tokens of K * V))),  Q, K, V = N(BN(W N(x)))         N' fires at 0.5
     x <- x + BN(W2 N(BN(W1 N(x))))
 
-Yao, Hu, Zhou, Yuan, Tian, Xu, Li 2023, https://arxiv.org/abs/2307.01694, sec. 3.
-Differs from the paper: tokens stay maps, [T, B, D, H, W] in place of [T, B, N, D]. The sum over tokens is one per channel,
-so the number of heads changes nothing and is no setting; unused layers of the released code are left out.
+Yao, Hu, Zhou, Yuan, Tian, Xu, Li 2023, https://arxiv.org/abs/2307.01694.
+Differs from the paper: tokens stay maps, [T, B, D, H, W] in place of [T, B, N, D]. The sum over tokens is one per
+channel, so the number of heads changes nothing and is no setting; unused layers of the released code are left out.
 """
 
 from collections.abc import Sequence

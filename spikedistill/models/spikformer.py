@@ -4,7 +4,7 @@
     x <- x + SSA(x);  x <- x + MLP(x)                    `depth` times
     SSA(x) = N(BN(W N'(s Q K^T V))),  Q, K, V = N(BN(W x))       N' fires at 0.5, s = 0.125
 
-Zhou, Zhu, He, Wang, Yan, Tian, Yuan 2023, https://arxiv.org/abs/2209.15425, eq. 3 to 12.
+Zhou, Zhu, He, Wang, Yan, Tian, Yuan 2023, https://arxiv.org/abs/2209.15425.
 Differs from the paper: nothing in what is computed; tokens stay maps, [T, B, D, H, W] in place of [T, B, N, D], and a
 linear layer is a 1x1 convolution with the same weights. So every tap is a map with its channels on axis 2, as in the
 convolutional families. The layer norms that the released code declares and never calls are left out.

@@ -1,10 +1,10 @@
 """VGG-like networks: VGGSNN for event frames, and the 6conv2fc network of PLIF.
 
 VGGSNN: eight 3x3 convolutions with bias, norm and neuron, halved in size after every second one, and a linear layer per
-step. Deng, Li, Zhang, Gu 2022 (TET), https://arxiv.org/abs/2202.11946, appendix.
+step. Deng, Li, Zhang, Gu 2022 (TET), https://arxiv.org/abs/2202.11946.
 
 6conv2fc: six convolutions of 256 channels, two linear layers of spiking neurons, whose last layer votes by tens.
-Fang, Yu, Chen, Masquelier, Huang, Tian 2021 (PLIF), https://arxiv.org/abs/2007.05785, table 1.
+Fang, Yu, Chen, Masquelier, Huang, Tian 2021 (PLIF), https://arxiv.org/abs/2007.05785.
 """
 
 from collections.abc import Callable, Sequence

@@ -195,8 +195,8 @@ def check_teacher(teacher: str | None, methods: Sequence[str]) -> list[str]:
             return error.mistakes
         return []
     wrong = models.check(teacher)
-    if wrong and ("/" in teacher or teacher.startswith(".")) and ".py" not in teacher:
-        return [f"'{teacher}' does not exist: give a run folder, timm:NAME or file.py:function"]
+    if wrong and "is unknown" in wrong[0]:
+        return [f"'{teacher}' is no run folder and no model: give a run folder, timm:NAME or file.py:function"]
     if not wrong and not teacher.startswith("timm:") and ".py:" not in teacher:
         hint = "train it first with --method ce, and give its run folder"
         return [f"'{teacher}' is a model without weights: {hint}"]
@@ -312,12 +312,13 @@ def precision(c: Config) -> Literal["32-true", "bf16-mixed"]:
         return c.precision
     if c.accelerator != "cpu" and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    return "bf16-mixed" if torch.ops.mkldnn._is_mkldnn_bf16_supported() and bf16_is_fast() else "32-true"
+    return "bf16-mixed" if bf16_is_fast() else "32-true"
 
 
 def bf16_is_fast() -> bool:
     """Whether the processor multiplies bf16 itself (AVX-512 BF16 or AMX)."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, so perhaps absent
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
 def training(c: Config) -> dict[str, Any]:

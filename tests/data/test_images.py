@@ -422,5 +422,10 @@ def test_names():
         "svhn",
         "imagenet",
         "folder:PATH",
+        "fashion-events",
+        "nmnist",
+        "n-caltech101",
+        "cifar10-dvs",
+        "dvs128-gesture",
     }
     assert all(text and "\n" not in text for text in names().values())

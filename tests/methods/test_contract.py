@@ -12,7 +12,20 @@ from spikedistill.core.fit import Stage, Trainee, fit
 from spikedistill.core.plan import merge
 from spikedistill.core.step import Step
 from spikedistill.core.taps import call, infer
-from spikedistill.methods import METHODS, bkd, ce, distilling_spikes, joint_a_snn, kd, kd_snn_liang, kdsnn, lasnn, tet
+from spikedistill.methods import (
+    METHODS,
+    bkd,
+    ce,
+    distilling_spikes,
+    full_range_kd,
+    joint_a_snn,
+    kd,
+    kd_snn_liang,
+    kdsnn,
+    lasnn,
+    sakd,
+    tet,
+)
 from tests.methods.toy import spiking, toy_batch, toy_student, toy_teacher
 
 # name -> (builder with settings that are not the defaults, pass names)
@@ -35,6 +48,10 @@ ENROLLED = {
     "lasnn, mse": partial(lasnn, variant="mse", weight=0.01),
     "kd_snn_liang": partial(kd_snn_liang, weight=7.0, taps=("stage1", "stage2"), teacher_taps=("stage2", "stage1")),
     "kd_snn_liang, vector": partial(kd_snn_liang, weight=7.0, normalise="vector", time="flatten"),
+    "sakd": partial(sakd, init="matching", feature=2.0, logits=0.5, tau=3.0, kernel=1),
+    "sakd, imagenet": partial(sakd, scale="imagenet", preset="official_code", init="no", epochs=3),
+    "full_range_kd": partial(full_range_kd, alpha=0.4, beta=0.7, tau=2.0),
+    "full_range_kd, right": partial(full_range_kd, alpha=0, preset="official_code", fallback="skip", tau=1.5),
 }
 every = pytest.mark.parametrize("build", ENROLLED.values(), ids=ENROLLED.keys())
 

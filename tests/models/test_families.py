@@ -133,7 +133,7 @@ def test_parameters_of_the_papers_in_millions(text, unused, millions):
 def test_maps_are_those_of_the_tables(text, shape, maps):
     # the ReLU twin has the same shapes, and its layers have formulas for meta tensors
     with torch.device("meta"):
-        name, settings = text.rstrip(")").partition("(")[::2]
+        name, settings = text.removesuffix(")").partition("(")[::2]
         model: Any = models.build(f"{name}({settings}{', ' if settings else ''}neuron=relu)")
         out = infer(model, torch.empty(1, *shape), taps=[*model.dims])
     assert [(t.shape[2], t.shape[3]) for t in out.taps.values()] == maps
@@ -420,7 +420,9 @@ def test_spikformer_attends_within_heads_and_steps():
 def test_spike_driven_attention_masks_channels_and_adds_currents():
     model = settled("spike_driven")
     block = model.stage1[0]
-    attention, x = block.attention, torch.randn(4, 3, 32, 4, 4)
+    attention, x = block.attention, 3 * torch.randn(4, 3, 32, 4, 4)
+    for layer in (attention.k, attention.v):
+        layer.norm.weight.data *= 3  # so that some masks open
     spikes = attention.neuron(x)
     q, k, v = (layer(spikes) for layer in (attention.q, attention.k, attention.v))
     counts = torch.zeros(4, 3, 32)

@@ -1,6 +1,7 @@
 """Unstructured pruning: gates, prices and schedule by the paper's numbers; what training moves, and what is left."""
 
 import copy
+from itertools import pairwise
 from math import exp
 
 import pytest
@@ -65,7 +66,7 @@ def test_slope_rises_exponentially_over_the_search():
     search = Search(0.7, (4.0, 900.0), 0.1)
     at = [search.slope(p / 20) for p in range(21)]
     assert at[0] == at[2] == 4.0 and at[14] == pytest.approx(900.0) == at[20]
-    assert all(a < b for a, b in zip(at[2:14], at[3:15]))
+    assert all(a < b for a, b in pairwise(at[2:15]))
     assert search.slope(0.4) == pytest.approx((4.0 * 900.0) ** 0.5)
     assert Search().slope(0) == 5.0 and Search().slope(0.8) == pytest.approx(1000.0)
 
@@ -215,7 +216,7 @@ def test_search_moves_gates_and_fine_tuning_leaves_them_to_the_bit():
     stage = Stage([batch] * 4, p.passes, p.loss, p.prepare, [look], epochs=2, select="last")
     result = fit(stage, progress=False)
     assert [progress for progress, *_ in seen] == [i / 8 for i in range(8)]
-    for (now, a, w, slope, hard), (_, b, v, *_) in zip(seen, seen[1:]):
+    for (now, a, w, slope, hard), (_, b, v, *_) in pairwise(seen):
         assert torch.equal(a, b) == (now >= 0.375) and not torch.equal(w, v)
         assert hard == {now >= 0.5} and slope == pytest.approx(4 * 12.5 ** min(now / 0.5, 1.0), rel=1e-5)
     assert result["epochs"][0]["synops"] > 0 and "synops" not in result["epochs"][1]
@@ -237,7 +238,6 @@ def test_folding_changes_nothing():
     before = infer(model, x).logits
     merge(model)
     assert not gates_of(model) and torch.equal(infer(model, x).logits, before)
-    assert torch.equal(call(model.train(), x).taps.get("x", torch.ones(1)), torch.ones(1))
     kernel = model.stage2[1].conv.weight
     assert isinstance(kernel, nn.Parameter) and 0 < (kernel == 0).float().mean() < 1
     assert {"head.weight", "stem.conv.weight", "stage2.1.neuron.gate.m"} <= model.state_dict().keys()
@@ -302,7 +302,7 @@ def test_goes_with_bkd_and_keeps_the_taps():
 def test_mistakes_are_said():
     with pytest.raises(SpecError, match="no gates"):
         plan(toy_student())
-    with pytest.raises(SpecError, match="should be less than search=0.5"):
+    with pytest.raises(SpecError, match=r"should be less than search=0\.5"):
         pruned(search=0.5, hold=0.5)
     with pytest.raises(SpecError, match="no convolution but the first"):
         unstructured_pruning(Read(nn.Sequential(Conv2d(2, 3, 3)), 3), shape=SHAPE)
