@@ -83,7 +83,7 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:  # [T, B, ...], [T, B, ...] -> [
 
 
 def step_losses(z: Tensor, y: Tensor, lam: float, phi: float) -> Tensor:  # [T, B, C], [B] or [B, C] -> [T]
-    """(1 - lam) CE(z[t], y) + lam mean( (z[t] - phi)^2 ) at every time step: TET, Deng et al. 2022, arXiv:2202.11946."""
+    """(1 - lam) CE(z[t], y) + lam mean( (z[t] - phi)^2 ) at every time step (TET), each a mean over the batch."""
     ce = torch.stack([F.cross_entropy(step, y) for step in z])
     return (1 - lam) * ce + lam * (z - phi).square().mean((1, 2))
 

@@ -18,7 +18,7 @@ GRID: dict[str, dict] = {
     "ce": dict(student=SPIKING, methods="ce"),
     "ce, input decayed": dict(student=STUDENT.format(neuron="lif"), methods="ce"),
     "ce, soft reset": dict(student=SPIKING.replace("False", "False, v_reset=None"), methods="ce"),
-    "ce, no shift": dict(student=SPIKING, methods="ce", augment="flip"),
+    "ce, shifted too": dict(student=SPIKING, methods="ce", augment="flip|shift(2)"),
     "kd, tau 4, weight 1": dict(methods="kd"),
     "kd, tau 2, 0.3 + 0.7": dict(methods="kd(tau=2.0, weight=0.7, ce=0.3)"),
     "bkd, weight 7e-5": dict(methods="bkd"),
@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tune"))
     parser.add_argument("--epochs", type=int, default=8)
     out, epochs = (args := parser.parse_args()).out, args.epochs
-    common = dict(data="fashion-mini", batch=64, epochs=epochs, seed=0)
-    teacher = "small(depth=2, neuron=relu)"
+    common = dict(data="fashion-mini", augment="flip", batch=64, epochs=epochs, seed=0)
+    teacher = "small(widths=(32, 64, 128), depth=2, neuron=relu)"
     distill(**common, student=teacher, methods="ce", lr=0.005, out=str(out / "teacher"))
     rows = []
     for i, (name, how) in enumerate(GRID.items()):

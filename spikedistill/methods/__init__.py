@@ -12,7 +12,10 @@ from spikedistill.methods.kd_snn_liang import kd_snn_liang  # 2024 Liang et al.,
 from spikedistill.methods.kdsnn import kdsnn  # 2023 Xu et al., CVPR, arXiv:2304.05627
 from spikedistill.methods.lasnn import lasnn  # 2023 Hong et al., arXiv:2304.09101
 from spikedistill.methods.sakd import sakd  # 2024 Qiu et al., Neural Networks, openreview:QwFw-CcUb10
+from spikedistill.methods.static2dvs import static2dvs  # 2024 He et al., AAAI, arXiv:2303.13077
+from spikedistill.methods.strong2weak import strong2weak  # 2025 Ding et al., NeurIPS, arXiv:2510.07924
 from spikedistill.methods.tet import tet  # 2022 Deng et al., ICLR, arXiv:2202.11946
+from spikedistill.methods.tser import tser  # 2025 Yu et al., CVPR, arXiv:2503.03144
 
 METHODS = {name: function for name, function in sorted(globals().items()) if isfunction(function)}
 del METHODS["isfunction"]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedistill.core.output import rate
-from spikedistill.core.plan import Plan
+from spikedistill.core.plan import Plan, Terms
 from spikedistill.core.step import Pass, Step
 from spikedistill.functional import kd_per_step
 from spikedistill.objectives import CE, PerStep
@@ -92,7 +92,7 @@ def full_range_kd(
     preset: paper takes all steps as the ensemble, official_code those that are right.
     fallback: for a sample without a right step, a uniform target or skip it; only with official_code.
     """
-    loss = {"ce_steps": (1.0, PerStep(CE()))}
+    loss: Terms = {"ce_steps": (1.0, PerStep(CE()))}
     loss |= {"twkl": (alpha, TWKL(tau))} if alpha else {}
     loss |= {"twsd": (beta, TWSD(tau, preset, fallback))} if beta else {}
     return Plan({"student": Pass(student, grad=True), "teacher": Pass(teacher)}, loss)

@@ -5,8 +5,8 @@
               L_logit = tau^2 KL( softmax(z_t / tau) || softmax(mean_t z[t] / tau) )
               L       = CE( mean_t z[t], y ) + feature(p) L_fea + logits L_logit
 
-Reference: Qiu et al., "Self-architectural knowledge distillation for spiking neural networks", Neural Networks 178, 2024;
-the code read here is that of its first version, https://openreview.net/forum?id=QwFw-CcUb10.
+Reference: Qiu et al., "Self-architectural knowledge distillation for spiking neural networks", Neural Networks 178,
+2024; the code read here is that of its first version, https://openreview.net/forum?id=QwFw-CcUb10.
 Evidence: code
 L_fea is a mean over all elements and a sum over stages, so its weight depends on neither batch nor feature size. KL is
 summed over classes and averaged over the batch. Scale and preset choose what is not given:

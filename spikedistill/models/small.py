@@ -53,9 +53,9 @@ def small(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     *,
-    widths: Sequence[Count] = (32, 64, 128),
+    widths: Sequence[Count] = (16, 64, 128),
     depth: Count = 1,
-    neuron: str | Callable[[], nn.Module] = "lif",
+    neuron: str | Callable[[], nn.Module] = "lif(decay_input=False)",
     head: Literal["linear", "spiking"] = "linear",
 ) -> Small:
     """A small spiking CNN; `neuron="relu"` gives its ANN twin of the same parameters.

@@ -58,11 +58,11 @@ class Config(BaseModel):
     """Time steps T of the student."""
     epochs: Annotated[int, Field(ge=1)] = 10
     """Passes over the training data."""
-    batch: Annotated[int, Field(ge=1)] = 128
+    batch: Annotated[int, Field(ge=1)] = 64
     """Images in a batch, over all processes."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """The optimiser."""
-    lr: Annotated[float, Field(gt=0)] = 0.005
+    lr: Annotated[float, Field(gt=0)] = 0.01
     """Highest learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Weight decay of weights; biases, norms and leaks have none."""

@@ -24,7 +24,10 @@ from spikedistill.methods import (
     kdsnn,
     lasnn,
     sakd,
+    static2dvs,
+    strong2weak,
     tet,
+    tser,
 )
 from tests.methods.toy import spiking, toy_batch, toy_student, toy_teacher
 
@@ -52,6 +55,12 @@ ENROLLED = {
     "sakd, imagenet": partial(sakd, scale="imagenet", preset="official_code", init="no", epochs=3),
     "full_range_kd": partial(full_range_kd, alpha=0.4, beta=0.7, tau=2.0),
     "full_range_kd, right": partial(full_range_kd, alpha=0, preset="official_code", fallback="skip", tau=1.5),
+    "tser": partial(tser, tau=2.0, alpha=0.3, gamma=0.2, entropy_tau=1.5),
+    "strong2weak": partial(strong2weak, s2w=0.6, w2s=0.3, tau=3.0, scale_tau2=True),
+    "strong2weak, ensemble": partial(strong2weak, variant="ensemble_student", tau=1.5, detach_teacher=False),
+    "static2dvs": partial(static2dvs, align=0.7, exponent=60.0, lam=0.1, phi=0.2),
+    "static2dvs, events": partial(static2dvs, sliding=False, regularise=False, grid=2, tap="stage1"),
+    "static2dvs, shared": partial(static2dvs, exponent=60.0, per_step=False, shared_head=True, feature="stage1"),
 }
 every = pytest.mark.parametrize("build", ENROLLED.values(), ids=ENROLLED.keys())
 
@@ -110,7 +119,7 @@ def test_each_term_needs_only_the_taps_it_declares(build):
     trainee, batch = trainee_of(build, student, teacher), toy_batch()
     for name, (_, objective) in trainee.loss.items():
         taps = getattr(objective, "taps", {})
-        passes = {k: infer(p.model, batch["x"], p.steps, taps.get(k, ())) for k, p in trainee.passes.items()}
+        passes = {k: infer(p.model, batch[p.x], p.steps, taps.get(k, ())) for k, p in trainee.passes.items()}
         assert objective(Step(batch, passes, 0.5)).isfinite(), name
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from math import exp, log
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,10 @@ from spikedistill.spec import SpecError
 from tests.methods.toy import toy_batch, toy_student, toy_teacher
 
 D = torch.float64
+
+
+def objective_of(plan) -> Any:
+    return plan.loss["joint_a_snn"][1]
 
 
 def log_softmax(z):
@@ -66,7 +71,7 @@ def test_loss_in_loops(readout):
     torch.manual_seed(0)
     student, batch = toy_student(), toy_batch(2)
     alpha, beta, tau = 0.3, 0.07, 2.5
-    objective = joint_a_snn(student, alpha=alpha, beta=beta, tau=tau, readout=readout).loss["joint_a_snn"][1].to(D)
+    objective = objective_of(joint_a_snn(student, alpha=alpha, beta=beta, tau=tau, readout=readout)).to(D)
     objective.eval()
     maps = {"stage1": torch.rand(3, 2, 5, 8, 8, dtype=D), "stage2": torch.rand(3, 2, 6, 4, 4, dtype=D)}
     ann_maps = {k: torch.rand(1, *v.shape[1:], dtype=D) for k, v in maps.items()}
@@ -86,7 +91,7 @@ def test_loss_in_loops(readout):
     for s, t in zip(f_s, f_a):
         for i in range(2):
             for c in range(6):
-                squares += (s[i, c] - t[i, c]).item() ** 2
+                squares += float(s[i, c] - t[i, c]) ** 2
     expected += beta * squares / 2
     assert objective(step).item() == pytest.approx(expected, rel=1e-9)
 
@@ -101,7 +106,7 @@ def test_the_mask_of_the_authors_changes_nothing():
 
 def test_authors_beta_at_their_batch():
     s, a = [torch.rand(1024, 5, dtype=D)], [torch.rand(1024, 5, dtype=D)]
-    default = joint_a_snn(toy_student()).loss["joint_a_snn"][1].beta
+    default = objective_of(joint_a_snn(toy_student())).beta
     assert (default * feature_loss(s, a)).item() == pytest.approx(1e-6 * ((s[0] - a[0]) ** 2).sum().item(), rel=1e-9)
 
 
@@ -129,10 +134,10 @@ def test_kernel_in_loops():
         for i in range(4):
             for w in range(2):
                 expected = sum(u[0, w, o, r] * s[0, w, r] * v[0, w, r, i] for r in range(2))
-                assert kernel[o, i, 0, w].item() == pytest.approx(expected.item())
+                assert kernel[o, i, 0, w].item() == pytest.approx(float(expected))
 
 
-def modes():
+def modes() -> Any:
     torch.manual_seed(1)
     student = factorise(toy_student())
     return student, twin(student)
@@ -163,13 +168,13 @@ def by_kind(model, grads):
     return found
 
 
-def run(loss):
+def run(loss) -> Any:
     """Modes and exits after the backward pass of a term that is computed from what a step of training shows."""
     torch.manual_seed(2)
     student, batch = toy_student(), toy_batch()
     plan = joint_a_snn(student, width=5)
     trainee = Trainee(Stage([batch], **vars(plan)))
-    objective = plan.loss["joint_a_snn"][1]
+    objective = objective_of(plan)
     objective.forward = lambda step: loss(
         *objective.read(objective.snn, step.student, True),
         *objective.read(objective.ann, step["ann"], False),
@@ -235,7 +240,7 @@ def test_exits_of_four_stages_end_in_maps_of_4x4():
 def test_default_strides_double_towards_the_image():
     from spikedistill.models import sew_resnet18
 
-    objective = joint_a_snn(sew_resnet18(width=4), width=3).loss["joint_a_snn"][1]
+    objective = objective_of(joint_a_snn(sew_resnet18(width=4), width=3))
     assert [branch.convs[1].kernel_size[0] for branch in objective.snn] == [8, 4, 2]
     assert objective.taps["student"] == ["stage1", "stage2", "stage3", "stage4"] == objective.taps["ann"]
 
@@ -270,8 +275,12 @@ def test_what_it_cannot_use_is_said():
         joint_a_snn(toy_student(), strides=(2, 4))
 
 
+def kernel_of(model) -> Any:
+    return factors(model.stem.conv)
+
+
 def test_a_student_that_was_factorised_before_is_taken_as_it_is():
-    student = factorise(toy_student())
-    kept = factors(student.stem.conv).original0
+    student: Any = factorise(toy_student())
+    kept = kernel_of(student).original0
     plan = joint_a_snn(student)
-    assert factors(plan.passes["ann"].model.stem.conv).original0 is kept
+    assert kernel_of(plan.passes["ann"].model).original0 is kept

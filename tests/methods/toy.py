@@ -32,4 +32,6 @@ def spiking(build):
 def toy_batch(batch: int = 4, seed: int = 2):
     g = torch.Generator().manual_seed(seed)
     x = torch.rand(batch, 2, SIZE, SIZE, generator=g)
-    return {"x": x, "y": torch.randint(0, CLASSES, (batch,), generator=g), "index": torch.arange(batch)}
+    y = torch.randint(0, CLASSES, (batch,), generator=g)
+    source, rgb = torch.rand(2, batch, 2, SIZE, SIZE, generator=g)  # static images of the same classes, see static2dvs
+    return {"x": x, "y": y, "index": torch.arange(batch), "source": source, "rgb": rgb}

@@ -3,6 +3,7 @@
 import copy
 from functools import partial
 from math import pi, sin
+from typing import Any
 
 import pytest
 import torch
@@ -194,11 +195,12 @@ def test_in_the_loop_with_bkd(kind, how, tmp_path):
     """The student that comes out, its checkpoint and a plain layer with its weights have the zeros."""
     student, batch = toy_student(), toy_batch()
     plan = bkd(student, toy_teacher())
+    adapter: Any = plan.loss["bkd"][1]
     mine = [p for p in student.parameters() if p.ndim > 1]
     optim = partial(kind, threshold=0.3, updates=6, prune=mine, **how)
     stage = Stage([batch] * 3, **vars(plan), epochs=2, optim=optim, select="last")
     fit(stage, tmp_path, progress=False)
-    assert sparsity(student) > 0.1 and sparsity(plan.loss["bkd"][1]) == 0
+    assert sparsity(student) > 0.1 and sparsity(adapter) == 0
     plain = toy_student(seed=5)
     plain.load_state_dict(student.state_dict())
     assert torch.equal(infer(plain, batch["x"]).logits, infer(student, batch["x"]).logits)
@@ -207,7 +209,8 @@ def test_in_the_loop_with_bkd(kind, how, tmp_path):
 
 
 def test_mistakes_are_said():
+    wrong: Any = "sin"
     with pytest.raises(ValueError, match="curve='sin' is unknown; valid: sine, linear, constant"):
-        STDS([weights()], updates=3, curve="sin")
+        STDS([weights()], updates=3, curve=wrong)
     with pytest.raises(ValueError, match="updates=0"):
         STDS([weights()], updates=0)

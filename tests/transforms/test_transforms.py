@@ -1,6 +1,7 @@
 """Transforms as text, in a saved model, in the loop and in a row."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ TEXTS = [
 every = pytest.mark.parametrize("text", TEXTS)
 
 
-def student():
+def student() -> Any:
     torch.manual_seed(0)
     return models.build("small(widths=(5, 6), neuron='lif(v_th=0.5)')", classes=4, channels=2, steps=3)
 
@@ -59,7 +60,7 @@ def test_trains_with_bkd(text):
 @every
 def test_saved_and_loaded_before_and_after_merging(text, tmp_path):
     x = toy_batch()["x"]
-    model = awake(transforms.apply(student(), text, shape=SHAPE), x)
+    model: Any = awake(transforms.apply(student(), text, shape=SHAPE), x)
     before = infer(model, x).logits
     for name in ("rewritten", "merged"):
         if name == "merged":
@@ -75,14 +76,14 @@ def test_saved_and_loaded_before_and_after_merging(text, tmp_path):
 
 
 def test_an_estimated_rank_is_written_down_as_a_number():
-    model = transforms.apply(student(), "tt_snn(rank=vbmf)")
+    model: Any = transforms.apply(student(), "tt_snn(rank=vbmf)")
     assert model.spec["transforms"] == [
         "tt_snn(rank=[5], mode='parallel', where=['stage2.1.conv'], downsample='maxpool', schedule=[])"
     ]
 
 
 def test_a_function_that_chooses_is_written_down_as_names():
-    model = transforms.tt_snn(student(), rank=2, where=lambda name, module: name == "stem.conv")
+    model: Any = transforms.tt_snn(student(), rank=2, where=lambda name, module: name == "stem.conv")
     fresh = transforms.apply_spec(student(), model.spec)
     assert fresh.state_dict().keys() == model.state_dict().keys()
 
@@ -95,7 +96,7 @@ def test_in_a_row():
     before, spec = infer(model, x).logits, model.spec
     transforms.merge(model)
     torch.testing.assert_close(infer(model, x).logits, before, atol=1e-5, rtol=0)
-    again = transforms.apply_spec(student(), spec)
+    again: Any = transforms.apply_spec(student(), spec)
     assert again.state_dict().keys() == transforms.apply_spec(student(), again.spec).state_dict().keys()
     assert len(spec["transforms"]) == 2 and len(model.spec["transforms"]) == 3
 
@@ -142,5 +143,5 @@ def test_every_mistake_at_once():
 
 
 def test_the_text_goes_before_what_the_caller_knows():
-    model = transforms.apply(student(), "unstructured_pruning(shape=[2, 16, 16])", shape=SHAPE)
+    model: Any = transforms.apply(student(), "unstructured_pruning(shape=[2, 16, 16])", shape=SHAPE)
     assert "shape=[2, 16, 16]" in model.spec["transforms"][0]

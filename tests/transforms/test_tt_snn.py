@@ -2,6 +2,7 @@
 
 import copy
 from math import ceil
+from typing import Any
 
 import pytest
 import torch
@@ -22,9 +23,9 @@ MODES = ("sequential", "parallel", "half")
 modes = pytest.mark.parametrize("mode", MODES)
 
 
-def layer(mode, rank=3, stride=1, downsample="maxpool", schedule=(), bias=False, channels=(4, 5)):
+def layer(mode, rank=3, stride=1, downsample="maxpool", schedule=(), bias=False, channels=(4, 5)) -> Any:
     torch.manual_seed(0)
-    conv = Conv2d(*channels, 3, stride, 1, bias=bias, dtype=D)
+    conv = Conv2d(channels[0], channels[1], 3, stride, 1, bias=bias, dtype=D)
     return TTConv2d(conv, rank, mode, downsample, schedule)
 
 
@@ -147,7 +148,7 @@ def test_gradients_reach_all_cores_and_late_steps_leave_the_middle_alone():
 def test_merged_network_is_the_network(mode, name):
     torch.manual_seed(0)
     widths = "widths=((4, 8), (8, 8))" if "vgg" in name else ""
-    model = models.build(name.replace("size=16", f"size=16, {widths}"), channels=3, steps=4)
+    model: Any = models.build(name.replace("size=16", f"size=16, {widths}"), channels=3, steps=4)
     x = torch.rand(2, 3, 16, 16)
     shapes = {k: v.shape for k, v in infer(model, x, taps=[*model.dims]).taps.items()}
     awake(tt_snn(model, rank=3, mode=mode), x)
@@ -157,6 +158,10 @@ def test_merged_network_is_the_network(mode, name):
     torch.testing.assert_close(infer(model, x).logits, before.logits, atol=1e-5, rtol=0)
     assert before.taps[next(iter(model.dims))].abs().max() > 0 and not model.training
     assert any(isinstance(m, HalfConv2d) for m in model.modules()) == (mode == "half")
+
+
+def rewritten(model, **how) -> Any:
+    return tt_snn(model, **how)
 
 
 def test_default_choice_leaves_the_first_and_small_kernels():
@@ -181,7 +186,7 @@ def test_where_by_pattern_names_and_function():
     for where in kinds:
         model = tt_snn(toy_student(), rank=2, where=where)
         assert [n for n, m in model.named_modules() if isinstance(m, TTConv2d)] == ["stage2.1.conv"]
-    everything = tt_snn(toy_student(), rank=2, where="*")
+    everything = rewritten(toy_student(), rank=2, where="*")
     assert isinstance(everything.stem.conv, TTConv2d) and isinstance(everything.stage2[1].conv, TTConv2d)
 
 
@@ -200,7 +205,7 @@ def test_a_rewrite_that_would_change_nothing_is_an_error():
 
 @pytest.mark.parametrize("rank, expected", [(3, 3), (99, 5), (0.4, 2), (0.01, 1), (1.0, 5), ([4], 4), ("vbmf", 5)])
 def test_rank_as_number_share_list_or_estimate(rank, expected):
-    assert tt_snn(toy_student(), rank=rank).stage2[1].conv.w2.out_channels == expected
+    assert rewritten(toy_student(), rank=rank).stage2[1].conv.w2.out_channels == expected
 
 
 def test_svd_start_is_exact_at_full_rank_and_nearer_with_more_rank():
@@ -209,11 +214,11 @@ def test_svd_start_is_exact_at_full_rank_and_nearer_with_more_rank():
     u, v = torch.rand(3, dtype=D), torch.rand(3, dtype=D)
     separable = torch.einsum("oi,u,v->oiuv", torch.rand(6, 2, dtype=D) @ torch.rand(2, 6, dtype=D), u, v)
     for r in (2, 4, 6):
-        model = nn.Sequential(Conv2d(6, 6, 3, 1, 1, bias=False, dtype=D))
+        model: Any = nn.Sequential(Conv2d(6, 6, 3, 1, 1, bias=False, dtype=D))
         for target in (kernel, separable):
             with torch.no_grad():
                 model[0].weight.copy_(target)
-            tt = tt_snn(copy.deepcopy(model), rank=r, mode="sequential", where="*", init="svd")[0]
+            tt = rewritten(copy.deepcopy(model), rank=r, mode="sequential", where="*", init="svd")[0]
             errors.append((tt.kernels()[0] - target).norm().item())
     assert errors[0] > errors[2] > errors[4] and max(errors[1::2]) < 1e-12
 
@@ -239,7 +244,7 @@ def test_estimated_rank_is_clamped_and_falls_back_to_the_inputs():
 
 
 def test_mode_and_device_of_the_model_are_kept():
-    model = tt_snn(toy_student().double().eval(), rank=2)
+    model = rewritten(toy_student().double().eval(), rank=2)
     assert not model.stage2[1].conv.training and model.stage2[1].conv.w2.weight.dtype == D
     merge(model.train())
     assert model.stage2[1].conv.training and model.stage2[1].conv.weight.dtype == D

@@ -3,6 +3,7 @@
 import copy
 from itertools import pairwise
 from math import exp
+from typing import Any
 
 import pytest
 import torch
@@ -27,8 +28,8 @@ from tests.transforms.awake import awake
 SHAPE = [2, 8, 8]
 
 
-def pruned(seed=0, **how):
-    settings = dict(shape=SHAPE, mean=0.1, std=0.2, weight=1e-4) | how
+def pruned(seed=0, **how) -> Any:
+    settings: dict[str, Any] = dict(shape=SHAPE, mean=0.1, std=0.2, weight=1e-4) | how
     return unstructured_pruning(toy_student(seed=seed), **settings)
 
 
@@ -173,7 +174,8 @@ def test_a_closed_neuron_gives_its_convolution_no_gradient():
 
 
 def penalty_of(model):
-    return plan(model).loss["synops"][1](None)
+    penalty: Any = plan(model).loss["synops"][1]
+    return penalty(None)
 
 
 def test_penalty_in_loops_and_its_gradient():
