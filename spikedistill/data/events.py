@@ -23,7 +23,9 @@ import importlib.util
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -576,20 +578,20 @@ def cached(
     for file in files:
         key.update(f"{file.parent.name}/{file.name} {file.stat().st_size}\n".encode())
     path = folder / f"{name}-{key.hexdigest()}.npz"
-    try:
+    # what is not there, or damaged, is made
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         with np.load(path, allow_pickle=False) as kept:
             frames, labels = kept["frames"], kept["labels"]
         if len(frames) == len(labels) == len(files):
             return torch.from_numpy(frames), torch.from_numpy(labels)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # not there, or damaged
     frames, labels = make()
     part = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
+    with suppress(OSError):  # a disk that is full, or a folder of others
         folder.mkdir(exist_ok=True)
-        with open(part, "wb") as file:
-            np.savez_compressed(file, frames=frames.numpy(), labels=labels.numpy())
-        os.replace(part, path)
-    except OSError:  # a disk that is full, or a folder of others
-        part.unlink(missing_ok=True)
+        try:
+            with open(part, "wb") as file:
+                np.savez_compressed(file, frames=frames.numpy(), labels=labels.numpy())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
     return frames, labels

@@ -9,7 +9,7 @@
     ensemble_teacher   the mean of the other steps' logits teaches tw (W2S: ts)
     ensemble_student   ts (W2S: tw) teaches the mean of the other steps' logits
 
-Reference: Ding, Zuo, Jing, Yang, He, Xie, NeurIPS 2025, https://arxiv.org/abs/2510.07924, sec. 4 and the two algorithms.
+Reference: Ding, Zuo, Jing, Yang, He, Xie, NeurIPS 2025, https://arxiv.org/abs/2510.07924, sec. 4 and its algorithms.
 Evidence: paper text
 KL is summed over classes and averaged over the batch. The paper's tau (its alpha) is 2 and its weight (its lambda) 1;
 QKFormer wants 0.01. Whether tau^2 belongs to the KL is not stated and its pseudo-code has none: none here, or
@@ -21,7 +21,6 @@ several processes con is averaged over them, so that all choose the same steps.
 
 from typing import Literal
 
-import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn

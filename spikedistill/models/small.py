@@ -9,19 +9,16 @@ from typing import Literal
 from torch import Tensor, nn
 
 from spikedistill import neurons
-from spikedistill.models.layers import MaxPool2d, Normalize, sequence, spiking_conv
+from spikedistill.models.layers import MaxPool2d, Network, spiking_conv
 from spikedistill.spec import Count
 
 
-class Small(nn.Module):
+class Small(Network):
     """Stages of spiking convolutions; the image is halved after every stage but the last. Taps stage1 .. stageN."""
 
     def __init__(self, classes, channels, steps, mean, std, widths, depth, neuron, head="linear"):
-        super().__init__()
-        self.steps = steps
-        self.normalize = Normalize(mean, std) if mean else nn.Identity()
+        super().__init__(channels, steps, mean, std)
         self.stem = spiking_conv(channels, widths[0], neuron=neuron)
-        self.dims: dict[str, int] = {}
         last = widths[0]
         for i, width in enumerate(widths, 1):
             layers: list[nn.Module] = []
@@ -40,7 +37,7 @@ class Small(nn.Module):
 
     def forward(self, x: Tensor, steps: int | None = None) -> Tensor:
         """Images [B, C, H, W] or frames [T, B, C, H, W] -> logits [T, B, classes] (T = 1 for a twin on images)."""
-        x = self.stem(self.normalize(sequence(x)), steps or self.steps if x.ndim == 4 else None)
+        x = self.stem(*self.start(x, steps))
         for name in self.dims:
             x = self.get_submodule(name)(x)
         return self.out(self.head(x.mean((-2, -1))))

@@ -9,8 +9,8 @@ import torch
 from spikedistill import transforms
 from spikedistill.core.evaluate import evaluate
 from spikedistill.core.fit import Stage, Trainee, fit
-from spikedistill.core.plan import merge
-from spikedistill.core.step import Step
+from spikedistill.core.plan import Plan, merge
+from spikedistill.core.step import Pass, Step
 from spikedistill.core.taps import call, infer
 from spikedistill.methods import (
     METHODS,
@@ -29,6 +29,7 @@ from spikedistill.methods import (
     tet,
     tser,
 )
+from spikedistill.objectives import CE
 from tests.methods.toy import spiking, toy_batch, toy_student, toy_teacher
 
 # name -> (builder with settings that are not the defaults, pass names)
@@ -143,9 +144,9 @@ def test_merges_with_itself_and_with_another(build):
     student, teacher = toy_student(), toy_teacher()
     plan = build(student, teacher)
     assert merge(plan, plan).loss.keys() == plan.loss.keys()
-    other = tet(student, lam=0.1, phi=0.7)
+    other = Plan({"student": Pass(student, grad=True)}, {"another": (0.5, CE())})
     merged = merge(plan, other)
-    assert merged.loss.keys() == plan.loss.keys() | other.loss.keys()
+    assert merged.loss.keys() == plan.loss.keys() | {"another"}
     assert merged.passes.keys() == plan.passes.keys()
 
 

@@ -82,7 +82,10 @@ def test_loss_in_loops(readout):
     scale = 1 if readout == "sum" else 3
     n = [sum(early[t] for t in range(3)) / scale, sum(z[t] for t in range(3)) / scale]
     a = [early_a[0], za[0]]
-    f_s = [sum(fs[t] for t in range(3)) / scale, sum(maps["stage2"][t].mean((2, 3)) for t in range(3)) / scale]
+    f_s: list[Any] = [
+        sum(fs[t] for t in range(3)) / scale,
+        sum(maps["stage2"][t].mean((2, 3)) for t in range(3)) / scale,
+    ]
     f_a = [fa[0], ann_maps["stage2"][0].mean((2, 3))]
     expected = (1 - alpha) * sum(labels_in_loops(x, batch["y"]) for x in (*n, *a))
     expected += alpha * soft_in_loops(a[0], a[1], tau)
@@ -91,7 +94,7 @@ def test_loss_in_loops(readout):
     for s, t in zip(f_s, f_a):
         for i in range(2):
             for c in range(6):
-                squares += float(s[i, c] - t[i, c]) ** 2
+                squares += (s[i, c] - t[i, c]).item() ** 2
     expected += beta * squares / 2
     assert objective(step).item() == pytest.approx(expected, rel=1e-9)
 

@@ -1,5 +1,6 @@
 """strong2weak: golden values, the formula in loops for every variant, and who gets a gradient."""
 
+from itertools import pairwise
 from math import exp, log
 
 import pytest
@@ -45,7 +46,7 @@ def loss_in_loops(z, tau, direction, variant):
         return [[sum(z[t][b][c] for t in left) / len(left) for c in range(len(z[0][0]))] for b in rows]
 
     if variant == "cascade":
-        return sum(kl_in_loops(z[a], z[b], tau) for a, b in zip(order, order[1:])) / (steps - 1)
+        return sum(kl_in_loops(z[a], z[b], tau) for a, b in pairwise(order)) / (steps - 1)
     teacher = others(order[-1]) if variant == "ensemble_teacher" else z[order[0]]
     student = others(order[0]) if variant == "ensemble_student" else z[order[-1]]
     return kl_in_loops(teacher, student, tau)

@@ -196,7 +196,7 @@ def test_a_folder_is_never_overwritten_silently(pictures, tmp_path, capsys):
     cli_ok(*words)
     weights = (out / "student.safetensors").read_bytes()
     text = mistakes_of(capsys, *words, "--lr", "0.1")
-    assert "holds a run with other settings (lr: 0.005 there, 0.1 now)" in text
+    assert "holds a run with other settings (lr: 0.01 there, 0.1 now)" in text
     assert (out / "student.safetensors").read_bytes() == weights
     cli_ok(*words)  # the same run again: its result, without training
     assert (out / "student.safetensors").read_bytes() == weights

@@ -23,7 +23,7 @@ MODES = ("sequential", "parallel", "half")
 modes = pytest.mark.parametrize("mode", MODES)
 
 
-def layer(mode, rank=3, stride=1, downsample="maxpool", schedule=(), bias=False, channels=(4, 5)) -> Any:
+def layer(mode, rank=3, stride=1, downsample: Any = "maxpool", schedule=(), bias=False, channels=(4, 5)) -> Any:
     torch.manual_seed(0)
     conv = Conv2d(channels[0], channels[1], 3, stride, 1, bias=bias, dtype=D)
     return TTConv2d(conv, rank, mode, downsample, schedule)
