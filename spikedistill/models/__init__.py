@@ -83,6 +83,8 @@ def build(model: str | nn.Module, **given: Any) -> nn.Module:
         else:
             function = MODELS[name]
             chosen, _ = bind(function, _taken(function, given) | asked, name)
+            # with its defaults of today, so that a saved student outlives a change of them
+            chosen = {k: p.default for k, p in settings(function).items() if p.default is not p.empty} | chosen
         built, spec = function(**chosen), {"model": name, "settings": chosen}
     if not isinstance(built, nn.Module):
         raise SpecError([f"{name} returned a {type(built).__name__}: it must return a torch.nn.Module"])
