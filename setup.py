@@ -29,7 +29,6 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-native = Extension(
-    f"{KERNELS}.libnative", ["spikedistill/neurons/kernels/native.c"], extra_compile_args=FLAGS, libraries=["m"], optional=True
-)
+SOURCE = "spikedistill/neurons/kernels/native.c"
+native = Extension(f"{KERNELS}.libnative", [SOURCE], extra_compile_args=FLAGS, libraries=["m"], optional=True)
 setup(ext_modules=[native], cmdclass={"build_ext": Library, "bdist_wheel": AnyPython})

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikedistill.core.taps import TapError, published
+from spikedistill.neurons import Neuron
 from spikedistill.spec import SpecError
 
 
@@ -110,3 +111,16 @@ def classes_of(model: nn.Module, classes: int | None, who: str) -> int:
     if not (classes or sizes):
         raise SpecError([f"{who}: {type(model).__name__} has no linear layer to tell its classes by: set classes="])
     return classes or sizes[-1]
+
+
+def potential(model: nn.Module, tap: str, who: str) -> str:
+    """`tap`, or where it is empty the membrane potentials of the last spiking layer before the classifier.
+
+    Raises TapError, beginning with `who`, where the model has no spiking neurons.
+    """
+    neurons = [name for name, m in model.named_modules() if isinstance(m, Neuron)]
+    last = next(reversed(getattr(model, "dims", {})), "")
+    inside = [name for name in neurons if name == last or name.startswith(f"{last}.")] or neurons
+    if not (tap or inside):
+        raise TapError(f"{who}: {type(model).__name__} has no spiking neurons to take potentials from")
+    return tap or f"{inside[-1]}.v"

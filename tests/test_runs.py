@@ -35,7 +35,7 @@ def test_a_module_of_your_own_is_filled(tmp_path):
     assert torch.equal(spikedistill.load(tmp_path, other).weight, net.weight)
     with pytest.raises(SpecError, match=r"weight is \[2, 3\], the model has \[2, 4\]"):
         spikedistill.load(tmp_path, torch.nn.Linear(4, 2))
-    with pytest.raises(SpecError, match="missing tensor 0.bias.*unexpected tensor bias"):
+    with pytest.raises(SpecError, match=r"missing tensor 0\.bias.*unexpected tensor bias"):
         spikedistill.load(tmp_path, torch.nn.Sequential(torch.nn.Linear(3, 2)))
 
 

@@ -72,6 +72,7 @@ class Camera:
         return (corners[side] + (corners[side + 1] - corners[side]) * (at - side)[:, None]) * self.reach
 
 
+TIE = 1e-4  # of a threshold: light that goes back to an earlier level just reaches it, and rounding must not decide
 STANDARD = Camera()
 
 
@@ -111,7 +112,7 @@ def _ticks(pictures: Tensor, camera: Camera, ticks: int) -> Iterator[tuple[Tenso
     for at in path[1:]:
         now = _seen(wall, margin, at, camera.sensor)
         change = now - memory
-        count = torch.stack([(-change / off).floor_().clamp_(0), (change / on).floor_().clamp_(0)], 1)
+        count = torch.stack([-change / off, change / on], 1).add_(TIE).floor_().clamp_(0)
         yield count, memory, light, now
         memory = memory + count[:, 1] * on - count[:, 0] * off
         light = now

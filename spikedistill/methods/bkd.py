@@ -12,7 +12,7 @@ Distillation, Zhou et al. 2021, https://arxiv.org/abs/2102.00650; the feature te
 Evidence: code
 The squared error is summed over a sample and averaged over the batch, so the weight depends on the feature's size n:
 as a weight on the mean square it is weight * n. The authors' 7e-5 is 1.8 for 512x7x7 (SEW-ResNet-18), 7.0 for
-2048x7x7 (SEW-ResNet-50); 2e-3 (Spikingformer on CIFAR) is 0.77 for a vector of 384. `reduction="mean"` takes that number.
+2048x7x7 (SEW-ResNet-50); 2e-3 (Spikingformer on CIFAR) is 0.77 for a vector of 384. `reduction="mean"` takes this.
 Differs from the authors' code: the mask is drawn in training mode only; the teacher never gets a gradient; a teacher
 map of another height and width is refused, or interpolated with resize=True. A and G exist in training only.
 """

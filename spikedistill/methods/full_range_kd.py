@@ -9,9 +9,9 @@
 
 Reference: Yu, Zhao, Liu, Yang, Wang, Li, Wang, ICML 2025, https://arxiv.org/abs/2501.15925, temporal-wise losses.
 Evidence: code
-KL is summed over classes and averaged over steps and batch; neither z_t nor e gets a gradient. With alpha = beta = 0
-this is TET's cross-entropy. The loss of the first T' steps is at most T / T' times that of all T (without the self
-term), which is why one training serves every T' <= T; the prediction is the mean of the steps that were run.
+KL is summed over classes and averaged over steps and batch; neither z_t nor e gets a gradient (through the mean of all
+steps none would flow in any case). With alpha = beta = 0 this is TET's cross-entropy. Without the self term the loss of
+the mean of the first T' steps is at most T / T' times that of all T, which is why one training serves every T' <= T.
 The paper has tau = 3 for CIFAR and CIFAR10-DVS and 1 for ImageNet; on events its teacher sees the mean frame.
 Differs from the authors' code: alpha and beta are the README's, the scripts have 0 without flags; the number of right
 steps is clamped at 1 where they add 1e-8. `fallback="skip"` is that of a later work of the group,

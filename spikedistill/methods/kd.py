@@ -6,7 +6,7 @@ Reference: Hinton, Vinyals, Dean 2015, https://arxiv.org/abs/1503.02531, sec. 2.
 Evidence: code
 Differs from the paper: student (and spiking teacher) logits are averaged over time first; `per_step` compares every
 time step instead and averages the losses, which is never smaller (Jensen). KL is summed over classes and averaged over
-the batch; code that uses torch's default "mean" divides by the number of classes as well, so its weight w is w / C here.
+the batch; code that uses torch's default "mean" divides by the number C of classes as well: its weight w is w / C here.
 """
 
 from torch import nn

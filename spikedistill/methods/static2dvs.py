@@ -19,105 +19,21 @@ running ones mix both streams in either); with sliding=False the code also leave
 The static head sees the last map averaged to grid x grid; the authors' VGG-SNN is grid=3, their ResNet grid=1.
 """
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan
 from spikedistill.core.schedule import Schedule, power
-from spikedistill.core.step import Batch, Pass, Step
-from spikedistill.core.taps import TapError, published
-from spikedistill.functional import classes_of, linear_cka, replaced, step_losses
-from spikedistill.neurons import Neuron
+from spikedistill.core.step import Batch, Pass
+from spikedistill.core.taps import published
+from spikedistill.functional import classes_of, potential, replaced
+from spikedistill.objectives import Alignment, Head, StepLabels, StepWeights
 from spikedistill.spec import Count, NonNegative, Positive, Share
-
-
-def domain_loss(static: Tensor, event: Tensor, weight: Tensor | float = 1.0) -> Tensor:  # 2 x [T, B, ...], [T] -> []
-    """L_da of the features of both streams, with sigmoid(eta) as weight of each step."""
-    return (weight * (1 - linear_cka(static, event))).mean()
 
 
 def replace_source(batch: Batch, share: float) -> Batch:
     """The batch with samples of "source" swapped for those of "x", "swapped" [B] says which."""
     source, swapped = replaced(batch["source"], batch["x"], share)
     return batch | {"source": source, "swapped": swapped}
-
-
-def potential(model: nn.Module, tap: str, who: str) -> str:
-    """`tap`, or where it is empty the membrane potentials of the last spiking layer before the classifier."""
-    neurons = [name for name, m in model.named_modules() if isinstance(m, Neuron)]
-    last = next(reversed(getattr(model, "dims", {})), "")
-    inside = [name for name in neurons if name == last or name.startswith(f"{last}.")] or neurons
-    if not (tap or inside):
-        raise TapError(f"{who}: {type(model).__name__} has no spiking neurons to take potentials from")
-    return tap or f"{inside[-1]}.v"
-
-
-class Weights(nn.Module):
-    """eta, one number a time step, from 1: shared by the alignment and the event term. All weights 1 if not learned."""
-
-    def __init__(self, steps: int, learned: bool = True):
-        super().__init__()
-        self.eta = nn.Parameter(torch.ones(steps)) if learned else None
-
-    def forward(self, steps: int) -> tuple[Tensor | float, Tensor | float]:  # -> [T], [T]
-        """Weights of the alignment and of the event term."""
-        if self.eta is None:
-            return 1.0, 1.0
-        if steps != len(self.eta):
-            raise ValueError(f"static2dvs: the events have {steps} time steps, the weights {len(self.eta)}: set steps=")
-        share = torch.sigmoid(self.eta)
-        return share, 1 - share
-
-
-class Static(nn.Module):
-    """L_s through a head of its own; through the student's where `tap` is empty."""
-
-    def __init__(self, tap: str, channels: int, classes: int, lam: float, phi: float, grid: int, per_step: bool):
-        super().__init__()
-        self.tap, self.lam, self.phi, self.grid, self.per_step = tap, lam, phi, grid, per_step
-        self.taps = {"source": [tap]} if tap else {}
-        self.head = nn.Linear(channels * grid**2, classes) if tap else None
-
-    def logits(self, step: Step) -> Tensor:  # -> [T, B, C]
-        out = step["source"]
-        if self.head is None:
-            return out.logits
-        x = out.taps[self.tap]
-        x = F.adaptive_avg_pool2d(x.flatten(0, 1), self.grid).unflatten(0, x.shape[:2])
-        return self.head(x.flatten(2))
-
-    def forward(self, step: Step) -> Tensor:
-        z, y = self.logits(step), step.batch["y"]
-        return step_losses(z, y, self.lam, self.phi).mean() if self.per_step else F.cross_entropy(rate(z), y)
-
-
-class Event(nn.Module):
-    """L_e of the student's logits."""
-
-    def __init__(self, weights: Weights, lam: float, phi: float, per_step: bool):
-        super().__init__()
-        self.weights, self.lam, self.phi, self.per_step = weights, lam, phi, per_step
-
-    def forward(self, step: Step) -> Tensor:
-        z, y = step.student.logits, step.batch["y"]
-        if not self.per_step:
-            return F.cross_entropy(rate(z), y)
-        return (self.weights(len(z))[1] * step_losses(z, y, self.lam, self.phi)).mean()
-
-
-class Align(nn.Module):
-    """L_da between one tap of both streams."""
-
-    def __init__(self, tap: str, weights: Weights):
-        super().__init__()
-        self.tap, self.weights = tap, weights
-        self.taps = {"source": [tap], "student": [tap]}
-
-    def forward(self, step: Step) -> Tensor:
-        static, event = step["source"].taps[self.tap], step.student.taps[self.tap]
-        return domain_loss(static, event, self.weights(len(event))[0])
 
 
 def static2dvs(
@@ -154,15 +70,17 @@ def static2dvs(
     """
     chance: Schedule = power(exponent) if sliding else lambda p: float(p >= 0.5)
     feature = potential(student, feature, "static2dvs")
-    weights = Weights(steps or getattr(student, "steps", 1), regularise)
-    at, channels = ("", 0) if shared_head else published(student, tap, "student")
-    static = Static(at, channels, classes_of(student, classes, "static2dvs"), lam, phi, grid, per_step)
+    weights = StepWeights(steps or getattr(student, "steps", 1), regularise)
+    head = None
+    if not shared_head:
+        tap, channels = published(student, tap, "student")
+        head = Head(tap, channels, classes_of(student, classes, "static2dvs"), grid, "source")
     return Plan(
         {"student": Pass(student, grad=True), "source": Pass(student, x="source", grad=True)},
         {
-            "static2dvs_source": (1.0, static),
-            "static2dvs_event": (1.0, Event(weights, lam, phi, per_step)),
-            "static2dvs_align": (align, Align(feature, weights)),
+            "static2dvs_source": (1.0, StepLabels("source", lam, phi, per_step, head)),
+            "static2dvs_event": (1.0, StepLabels("student", lam, phi, per_step, weights=weights)),
+            "static2dvs_align": (align, Alignment(feature, weights)),
         },
         prepare=lambda batch, progress: replace_source(batch, chance(progress)),
     )

@@ -7,12 +7,12 @@
 
 Reference: Yu, Yu, Zhang, Zhao, Yang, Wang, Zhang, Xu, CVPR 2025, https://arxiv.org/abs/2503.03144.
 Evidence: partly
-The formulas are those of two independent implementations, the authors' code could not be read; alpha, tau and gamma (the
-paper's lambda) are ours. KL and H are sums over classes; everything is a mean over time and batch. Torch's default "mean"
-of KL divides by the number of classes C too, so its alpha w is w / C here.
-The entropy is that of the student, and taken away, so a teacher that is wrong and sure is copied less. L can be negative:
-it is never below -gamma log C. The temperature of the entropy is tau unless told otherwise; that of the label is 1.
-A spiking teacher is averaged over time first.
+The formulas are those of two independent implementations, since the authors' code could not be read; alpha, tau and
+gamma (the paper's lambda) are ours. KL and H are sums over classes, and everything is a mean over time and batch, so
+the weights depend on neither; code that uses torch's default "mean" divides KL by the number of classes C as well, its
+kd_weight w is w / C here. The entropy is the student's and is taken away, so a teacher that is sure and wrong is copied
+less. L can be negative, but never below -gamma log C. The entropy is softened by tau unless told otherwise, the label
+term is not. A spiking teacher is averaged over time first.
 """
 
 import torch.nn.functional as F

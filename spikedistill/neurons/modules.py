@@ -72,7 +72,7 @@ class IF(Neuron):
 
 
 class LIF(Neuron):
-    """Leaky integrate and fire. tau: membrane time constant in steps, > 1. decay_input: the leak scales the input too."""
+    """Leaky integrate and fire. tau: membrane time constant in steps, >= 1. decay_input: the leak scales the input."""
 
     def __init__(self, tau: float = 2.0, decay_input: bool = True, **how):
         super().__init__(**how)

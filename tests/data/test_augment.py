@@ -8,7 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikedistill.data import DataError, augment
-from spikedistill.data.augment import cutout, flip, jitter, parse, rotate, shift
+from spikedistill.data.augment import (
+    cutout,
+    drop_area,
+    drop_events,
+    drop_time,
+    flip,
+    jitter,
+    noise,
+    parse,
+    roll,
+    rotate,
+    shift,
+    suits,
+)
 
 
 def rng(seed=0):
@@ -19,7 +32,16 @@ def batch(n=64, channels=3, high=9, wide=7):
     return torch.rand(n, channels, high, wide, generator=rng(9)) * 0.9 + 0.1
 
 
-ALL = [flip(), shift(2), cutout(3), rotate(30), jitter(0.4), parse("flip|shift(2)|jitter(0.1)")]
+ALL = [
+    flip(),
+    shift(2),
+    roll(2),
+    cutout(3),
+    drop_area(0.5),
+    rotate(30),
+    jitter(0.4),
+    parse("flip|shift(2)|jitter(0.1)"),
+]
 
 
 @pytest.mark.parametrize("change", ALL, ids=repr)
@@ -75,6 +97,93 @@ def test_shift_equals_loops():
         found += match
     assert set(found) == set(options)  # both ends, both directions
     assert torch.equal(shift(0)(x, rng()), x)
+
+
+def test_roll_equals_torch():
+    x = batch(200)
+    found = set()
+    for a, b in zip(x, roll(2)(x, rng()), strict=True):
+        by = [(i, j) for i in range(-2, 3) for j in range(-2, 3) if torch.equal(a.roll((i, j), (-2, -1)), b)]
+        assert len(by) == 1
+        found.add(by[0])
+    assert len(found) == 25 and torch.equal(roll(0)(x, rng()), x)
+
+
+def test_drop_area_is_a_rectangle_of_any_size():
+    x = batch(800, high=12, wide=20)
+    shares = []
+    for a, b in zip(x, drop_area(0.5)(x, rng()), strict=True):
+        hole = (b == 0).all(0)
+        assert torch.equal(hole, (b == 0).any(0)) and torch.equal(b[:, ~hole], a[:, ~hole])
+        high, wide = int(hole.any(1).sum()), int(hole.any(0).sum())
+        assert hole.sum() == high * wide and abs(wide / 20 - high / 12) < 0.09
+        shares.append(hole.float().mean())
+    shares = torch.stack(shares)
+    assert shares.max() < 0.55 and abs(shares.mean() - 0.25) < 0.02 and shares.min() < 0.02
+    assert torch.equal(drop_area(0)(x, rng()), x)
+
+
+def movie(n=300, steps=6):
+    return torch.randint(1, 5, (n, steps, 2, 7, 9), generator=rng(9)).float()
+
+
+@pytest.mark.parametrize(
+    "change", [drop_time(), drop_events(), noise(0.5), parse("flip|roll(2)|drop_time|noise")], ids=repr
+)
+def test_words_for_events(change):
+    x = movie(20)
+    kept = x.clone()
+    y = change(x, rng())
+    assert torch.equal(x, kept) and y.shape == x.shape and y.dtype == x.dtype
+    assert torch.equal(y, change(x, rng())) and not torch.equal(y, change(x, rng(1)))
+    assert torch.equal(y, y.round()) and y.min() >= 0
+    with pytest.raises(DataError, match=r"is for frames of events \[B,T,C,H,W\], not for \[64, 3, 9, 7\]"):
+        change(batch(), rng())
+
+
+@pytest.mark.parametrize("change", [flip(), shift(2), roll(2), cutout(3), drop_area(0.4)], ids=repr)
+def test_counts_stay_counts_and_all_steps_change_alike(change):
+    x = movie(50)
+    y = change(x, rng())
+    assert torch.equal(y, y.round()) and not torch.equal(x, y)
+    for t in range(6):
+        assert torch.equal(change(x[:, t], rng()), y[:, t])
+
+
+def test_drop_time_empties_frames_in_a_row():
+    x = movie(900)
+    y = drop_time(0.5)(x, rng())
+    gone = (y == 0).all((2, 3, 4))
+    assert torch.equal(y[~gone], x[~gone]) and torch.equal(gone, (y == 0).any((2, 3, 4)))
+    assert set(gone.sum(1).tolist()) == {0, 1, 2, 3} and (gone.float().mean(0) > 0.1).all()
+    for row in gone:
+        at = row.nonzero()[:, 0].tolist()
+        assert at == list(range(at[0], at[0] + len(at))) if at else True
+    assert (drop_time(1.0)(x, rng()) == 0).all((1, 2, 3, 4)).any() and torch.equal(drop_time(0)(x, rng()), x)
+
+
+def test_drop_events_is_a_share_of_each_sample():
+    x = movie(400)
+    y = drop_events(0.6)(x, rng())
+    gone = y == 0
+    assert torch.equal(y[~gone], x[~gone])
+    shares = gone.float().mean((1, 2, 3, 4))
+    assert shares.min() < 0.03 and 0.55 < shares.max() < 0.67 and abs(shares.mean() - 0.3) < 0.03
+
+
+def test_noise_is_poisson():
+    added = noise(0.3)(movie(200), rng()) - movie(200)
+    assert torch.equal(added, added.round()) and added.min() == 0
+    assert abs(added.mean() - 0.3) < 0.01 and abs(added.var() - 0.3) < 0.01
+
+
+def test_what_an_augmentation_is_for():
+    suits(parse("flip|noise"), events=True), suits(parse("flip|jitter(0.1)"), events=False), suits(None, events=True)
+    suits(lambda x, generator: x, events=True)
+    with pytest.raises(DataError, match=r"noise is for events: these data are images"):
+        suits(parse("flip|noise"), events=False)
+    with pytest.raises(DataError, match=r"jitter\(0\.1\) is for images: these data are events"):
+        suits(parse("jitter(0.1)"), events=True)
 
 
 def test_cutout_is_one_square_anywhere():
@@ -139,6 +248,11 @@ words = st.one_of(
     st.builds(shift, st.integers(0, 64)),
     st.builds(jitter, numbers),
     st.builds(rotate, numbers),
+    st.builds(roll, st.integers(0, 64)),
+    st.builds(drop_area, numbers),
+    st.builds(drop_time, numbers),
+    st.builds(drop_events, numbers),
+    st.builds(noise, numbers),
 )
 
 

@@ -14,9 +14,12 @@ from spikedistill.core.step import Pass, Step
 from spikedistill.core.taps import call, infer
 from spikedistill.methods import (
     METHODS,
+    activity,
     bkd,
     ce,
+    ckdsnn,
     distilling_spikes,
+    energy_efficient_kd,
     full_range_kd,
     joint_a_snn,
     kd,
@@ -24,9 +27,11 @@ from spikedistill.methods import (
     kdsnn,
     lasnn,
     sakd,
+    seal_kd,
     static2dvs,
     strong2weak,
     tet,
+    tks,
     tser,
 )
 from spikedistill.objectives import CE
@@ -62,6 +67,16 @@ ENROLLED = {
     "static2dvs": partial(static2dvs, align=0.7, exponent=60.0, lam=0.1, phi=0.2),
     "static2dvs, events": partial(static2dvs, sliding=False, regularise=False, grid=2, tap="stage1"),
     "static2dvs, shared": partial(static2dvs, exponent=60.0, per_step=False, shared_head=True, feature="stage1"),
+    "tks": partial(tks, tau=2.0, alpha=0.6, on_all_wrong="one_hot", soften_student=True),
+    "tks, static": partial(tks, alpha=0.4, static=True, target="mean", detach_target=False),
+    "seal_kd": partial(seal_kd, alpha=0.4, beta=0.3, tau=2.0, temperature=0.5, center=True),
+    "seal_kd, mean": partial(seal_kd, teacher_mode="mean", beta=0, tau=1.5),
+    "energy_efficient_kd": partial(energy_efficient_kd, tau_teacher=6.0, tau_student=1.5, alpha=0.3, spikes=0.2, squared=True),
+    "energy_efficient_kd, softened": partial(energy_efficient_kd, ce_temperature=2.0, scale="student"),
+    "activity": partial(activity, alpha=0.3, tau=3.0, act=0.2, act_p=2, logits=0.1, logits_p=1, logits_on="step"),
+    "activity, mse": partial(activity, kd="mse", act=0.1, act_on="spike", act_per="spikes"),
+    "ckdsnn": partial(ckdsnn, beta=2.0, gamma=0.6, map_temperature=0.5, tau=3.0, noise=0.0),
+    "ckdsnn, code": partial(ckdsnn, preset="official_code", cam="grad", tap="stage1", teacher_tap="stage1", noise=0.2),
 }
 every = pytest.mark.parametrize("build", ENROLLED.values(), ids=ENROLLED.keys())
 

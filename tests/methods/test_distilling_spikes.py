@@ -1,6 +1,7 @@
 """Distilling Spikes: the three losses in loops, their identities, and which outputs the method takes."""
 
 from math import exp, log
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def kl_in_loops(s, t, tau):
 
 
 def step_of(s, t, y=None, progress=0.0):
-    return Step({"y": y}, {"student": Output(s), "teacher": Output(t)}, progress)
+    return Step({} if y is None else {"y": y}, {"student": Output(s), "teacher": Output(t)}, progress)
 
 
 @pytest.mark.parametrize(("w", "stride"), [(1, 1), (3, 1), (3, 2), (4, 3), (7, 1)])
@@ -86,11 +87,11 @@ def test_by_hand():
 @pytest.mark.parametrize("tau", [1.0, 3.5])
 def test_soft_in_loops(tau):
     s, t = trains(), trains(seed=1, share=0.3)
-    counts = [x.sum(0).tolist() for x in (s, t)]
-    assert soft_loss(s, t, tau).item() == pytest.approx(kl_in_loops(*counts, tau), rel=1e-9)
+    a, b = (x.sum(0).tolist() for x in (s, t))
+    assert soft_loss(s, t, tau).item() == pytest.approx(kl_in_loops(a, b, tau), rel=1e-9)
     a, b = (windows_in_loops(x.tolist(), 3, 2) for x in (s, t))
-    rows = [[[3 * v for v in row] for window in x for row in window] for x in (a, b)]
-    assert soft_loss(s, t, tau, True, 3, 2).item() == pytest.approx(kl_in_loops(*rows, tau), rel=1e-9)
+    a, b = ([[3 * v for v in row] for window in x for row in window] for x in (a, b))
+    assert soft_loss(s, t, tau, True, 3, 2).item() == pytest.approx(kl_in_loops(a, b, tau), rel=1e-9)
     assert soft_loss(s, t, tau).item() != pytest.approx(soft_loss(t, s, tau).item(), rel=1e-3)
 
 
@@ -176,7 +177,7 @@ def spiking(seed, widths=(5, 6), steps=4):
 
 def test_total_is_the_weighted_sum():
     student, teacher, batch = spiking(0), spiking(1, (5, 7)), toy_batch()
-    how = dict(alpha=0.3, full=0.5, sliding=2.0, soft=0.7, window=3, scale=5.0, tau=3.0, task="mse")
+    how: dict[str, Any] = dict(alpha=0.3, full=0.5, sliding=2.0, soft=0.7, window=3, scale=5.0, tau=3.0, task="mse")
     plan = distilling_spikes(student, teacher, **how)
     assert {p.x for p in plan.passes.values()} == {"x"}  # one draw of the input for both
     trainee = Trainee(Stage([batch], **vars(plan))).eval()
@@ -189,7 +190,7 @@ def test_total_is_the_weighted_sum():
 
 def test_windows_reach_the_terms_from_the_settings():
     student, teacher, batch = spiking(0), spiking(1, (5, 7)), toy_batch()
-    how = dict(alpha=1.0, sliding=0.5, window=2, stride=2, reduction="sum", per_window=True, tau=1.5)
+    how: dict[str, Any] = dict(alpha=1.0, sliding=0.5, window=2, stride=2, reduction="sum", per_window=True, tau=1.5)
     trainee = Trainee(Stage([batch], **vars(distilling_spikes(student, teacher, **how)))).eval()
     s, t = student(batch["x"]), teacher(batch["x"])
     expected = 0.5 * 4 * window_loss(s, t, 2, 2, "sum") + soft_loss(s, t, 1.5, True, 2, 2)
@@ -220,7 +221,8 @@ def test_potential_is_kd_of_the_time_mean():
     theirs = kd(student, teacher, ce=0.7, weight=0.15, tau=3.0)
     a, b = (Trainee(Stage([], **vars(plan))).eval()(toy_batch(), 0.5)[0] for plan in (ours, theirs))
     torch.testing.assert_close(a, b)
-    for wrong in (dict(full=1.0), dict(sliding=1.0), dict(per_window=True), dict(task="mse")):
+    mistakes: list[dict[str, Any]] = [dict(full=1.0), dict(sliding=1.0), dict(per_window=True), dict(task="mse")]
+    for wrong in mistakes:
         with pytest.raises(ValueError, match="signal='spikes'"):
             distilling_spikes(student, teacher, signal="potential", **wrong)
 

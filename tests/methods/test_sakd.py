@@ -156,8 +156,7 @@ def test_burst_at_the_first_eleven_updates_of_every_epoch(epochs, updates):
 
 
 def weights_of(**settings: Any):
-    settings = {"init": "no"} | settings
-    plan: Any = sakd(toy_student(), toy_teacher(), **settings).loss
+    plan: Any = sakd(toy_student(), toy_teacher(), init="no", **settings).loss
     read = lambda w: (w(0.001), w(0.5)) if callable(w) else w  # noqa: E731
     kernel = plan["sakd"][1].transform[0][0].kernel_size[0] if "sakd" in plan else None
     tau = plan["kd"][1].tau if "kd" in plan else None

@@ -11,11 +11,12 @@ from spikedistill.core.fit import Stage, Trainee
 from spikedistill.core.output import Output
 from spikedistill.core.step import Step
 from spikedistill.core.taps import TapError, call
-from spikedistill.functional import linear_cka, replaced, step_losses
+from spikedistill.functional import linear_cka, potential, replaced, step_losses
 from spikedistill.methods import static2dvs
-from spikedistill.methods.static2dvs import Align, Event, Static, Weights, domain_loss, potential, replace_source
+from spikedistill.methods.static2dvs import replace_source
 from spikedistill.models.small import small
 from spikedistill.models.vggsnn import vggsnn
+from spikedistill.objectives import Alignment, Head, StepLabels, StepWeights
 from tests.methods.toy import toy_student, toy_teacher
 
 D = torch.float64
@@ -67,12 +68,23 @@ def test_cka_invariants():
     assert ((linear_cka(x, y) > 0) & (linear_cka(x, y) < 1)).all()
 
 
+def aligned(static, event):
+    """The alignment of two features with all weights 1."""
+    passes = {"student": Output(event, {"v": event}), "source": Output(static, {"v": static})}
+    return Alignment("v", StepWeights(len(event), learned=False))(Step({}, passes))
+
+
 @pytest.mark.parametrize("size", [1, 4])
 def test_a_silent_feature_and_a_single_sample_give_distance_1_and_finite_gradients(size):
     x = torch.zeros(2, size, 3, requires_grad=True)
-    loss = domain_loss(x, rand(2, size, 3).float(), torch.tensor([1.0, 1.0]))
+    loss = aligned(x, rand(2, size, 3).float())
     loss.backward()
     assert loss == 1 and x.grad is not None and x.grad.isfinite().all()
+
+
+def test_both_streams_are_drawn_to_each_other():
+    v_s, v_e = rand(2, 4, 3).requires_grad_(), rand(2, 4, 3, seed=1).requires_grad_()
+    assert all(g.abs().max() > 0 for g in torch.autograd.grad(aligned(v_s, v_e), [v_s, v_e]))
 
 
 def test_cka_is_computed_in_float32_under_autocast():
@@ -98,32 +110,32 @@ def test_the_terms_in_loops():
     z_e, z_s, v_e, v_s = rand(3, 5, 4), rand(3, 5, 4, seed=1), rand(3, 5, 6, seed=2), rand(3, 5, 6, seed=3)
     y, lam, phi, eta = torch.tensor([0, 3, 1, 2, 1]), 0.2, 0.7, [0.4, -1.0, 2.0]
     step = Step({"y": y}, {"student": Output(z_e, {"v": v_e}), "source": Output(z_s, {"v": v_s})}, 0.3)
-    weights = Weights(3)
+    weights = StepWeights(3)
     assert weights.eta is not None and weights.eta.tolist() == [1, 1, 1]
     weights.eta.data = torch.tensor(eta, dtype=D)
     l_e, l_s = (step_losses_in_loops(z.tolist(), y.tolist(), lam, phi) for z in (z_e, z_s))
     assert step_losses(z_e, y, lam, phi).tolist() == pytest.approx(l_e, rel=1e-9)
-    event, align = Event(weights, lam, phi, True), Align("v", weights)
+    event, align = StepLabels("student", lam, phi, weights=weights), Alignment("v", weights)
     assert event(step).item() == pytest.approx(sum((1 - sigmoid(n)) * v for n, v in zip(eta, l_e)) / 3, rel=1e-6)
     d = [1 - cka_in_loops(a.tolist(), b.tolist()) for a, b in zip(v_s, v_e)]
     assert align(step).item() == pytest.approx(sum(sigmoid(n) * v for n, v in zip(eta, d)) / 3, rel=1e-6)
-    shared = Static("", 0, 4, lam, phi, 1, True)
+    shared = StepLabels("source", lam, phi)
     assert shared(step).item() == pytest.approx(sum(l_s) / 3, rel=1e-9) and not [*shared.parameters()]
-    plain = Weights(3, learned=False)
-    assert Event(plain, lam, phi, True)(step).item() == pytest.approx(sum(l_e) / 3, rel=1e-9)
-    assert Align("v", plain)(step).item() == pytest.approx(sum(d) / 3, rel=1e-9)
+    plain = StepWeights(3, learned=False)
+    assert StepLabels("student", lam, phi, weights=plain)(step).item() == pytest.approx(sum(l_e) / 3, rel=1e-9)
+    assert Alignment("v", plain)(step).item() == pytest.approx(sum(d) / 3, rel=1e-9)
     mean = F.cross_entropy(z_e.mean(0), y).item()
-    assert Event(weights, lam, phi, False)(step).item() == pytest.approx(mean)
-    assert Static("", 0, 4, lam, phi, 1, False)(step).item() == pytest.approx(F.cross_entropy(z_s.mean(0), y).item())
+    assert StepLabels("student", lam, phi, False, weights=weights)(step).item() == pytest.approx(mean)
+    assert StepLabels("source", lam, phi, False)(step).item() == pytest.approx(F.cross_entropy(z_s.mean(0), y).item())
     (event(step) + 0.3 * align(step)).backward()
     grad = [sigmoid(n) * (1 - sigmoid(n)) / 3 * (0.3 * a - b) for n, a, b in zip(eta, d, l_e)]
     assert weights.eta.grad is not None and weights.eta.grad.tolist() == pytest.approx(grad, rel=1e-6)
-    with pytest.raises(ValueError, match="events have 3 time steps, the weights 2: set steps="):
-        Align("v", Weights(2))(step)
+    with pytest.raises(ValueError, match="3 time steps, the weights of the steps 2: set steps="):
+        Alignment("v", StepWeights(2))(step)
 
 
 def test_limits_of_the_weights():
-    weights = Weights(2)
+    weights = StepWeights(2)
     weights.eta = nn.Parameter(torch.tensor([40.0, -40.0]))
     align, event = weights(2)
     assert isinstance(align, torch.Tensor) and isinstance(event, torch.Tensor)
@@ -185,7 +197,8 @@ def test_a_stream_of_events_alone_is_aligned():
 
 def test_weights_are_shared_and_heads_are_not():
     student, batch = toy_student(), batch_of()
-    trainee = Trainee(Stage([batch], **vars(static2dvs(student, align=0.7))))
+    plan = static2dvs(student, align=0.7)
+    trainee, static = Trainee(Stage([batch], **vars(plan))), plan.loss["static2dvs_source"][1]
     named = dict(trainee.objectives.named_parameters())
     assert [tuple(p.shape) for p in named.values()] == [(4, 6), (4,), (3,)]
 
@@ -195,9 +208,10 @@ def test_weights_are_shared_and_heads_are_not():
         taps = {k: trainee.taps[k] for k in trainee.passes}
         outputs = {k: call(p.model, prepared[p.x], p.steps, taps[k]) for k, p in trainee.passes.items()}
         trainee.loss[term][1](Step(prepared, outputs, 0.0)).backward()
-        own = trainee.objectives["static2dvs_source"].head
-        return [p.grad is not None and p.grad.abs().max().item() > 0
-                for p in (student.stem.conv.weight, student.head.weight, own.weight, *named.values())][:3]  # fmt: skip
+        assert isinstance(static, StepLabels) and isinstance(static.head, Head)
+        named = dict(student.named_parameters())
+        watched = (named["stem.conv.weight"], named["head.weight"], static.head.linear.weight)
+        return [p.grad is not None and bool(p.grad.abs().max() > 0) for p in watched]
 
     assert gradients("static2dvs_source") == [True, False, True]
     assert gradients("static2dvs_event") == [True, True, False]
@@ -210,9 +224,10 @@ def test_total():
     trainee = Trainee(Stage([batch], **vars(plan))).eval()
     mixed = batch["source"].amax(1, keepdim=True).expand(3, 4, 2, 8, 8)
     event, static = call(student, batch["x"], taps=["stage1"]), call(student, mixed, taps=["stage1"])
-    objective = trainee.objectives["static2dvs_source"]
+    own = plan.loss["static2dvs_source"][1]
+    assert isinstance(own, StepLabels) and isinstance(own.head, Head)
     pooled = F.adaptive_avg_pool2d(static.taps["stage1"].flatten(0, 1), 2).flatten(1).unflatten(0, (3, 4))
-    l_s = step_losses(objective.head(pooled), batch["y"], 0.2, 0.9).mean()
+    l_s = step_losses(own.head.linear(pooled), batch["y"], 0.2, 0.9).mean()
     l_e = (1 - sigmoid(1)) * step_losses(event.logits, batch["y"], 0.2, 0.9).mean()
     l_da = sigmoid(1) * (1 - linear_cka(event.taps["stage1"], static.taps["stage1"])).mean()
     torch.testing.assert_close(trainee(batch, 0.0)[0], l_s + l_e + 0.7 * l_da)
@@ -226,7 +241,7 @@ def test_potentials_of_the_last_spiking_layer():
     with pytest.raises(TapError, match="no spiking neurons"):
         static2dvs(toy_teacher())
     align = static2dvs(student).loss["static2dvs_align"][1]
-    assert isinstance(align, Align) and align.taps == {
+    assert isinstance(align, Alignment) and align.taps == {
         "source": ["stage2.1.neuron.v"],
         "student": ["stage2.1.neuron.v"],
     }

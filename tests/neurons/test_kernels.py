@@ -53,6 +53,11 @@ def lay(x, layout):
     return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
 
 
+def laid(x):
+    """Strides where they mean something."""
+    return [s for s, n in zip(x.stride(), x.shape) if n > 1]
+
+
 def batch_norm(C, seed=0, **how):
     norm = nn.BatchNorm2d(C, **how)
     g = torch.Generator().manual_seed(seed)
@@ -107,7 +112,7 @@ def test_spikes_are_those_of_the_reference_to_the_bit(kernel, T, layout):
         spikes = kernels.neuron(x, 0.6, 0.9, **how)
         want, _ = functional.neuron(x, 0.6, 0.9, **how)
         assert torch.equal(spikes, want)
-        assert spikes.stride() == x.stride()
+        assert laid(spikes) == laid(x)
 
 
 @pytest.mark.parametrize("how", HOWS[::4], ids=str)
@@ -150,7 +155,7 @@ def test_norm_is_the_same_numbers_in_every_kernel(built, layout):
             spikes = kernels.norm_neuron(x, norm, 0.6, 0.9, **how)
             with kernels.use("eager"):
                 assert torch.equal(spikes, kernels.norm_neuron(x, norm, 0.6, 0.9, **how))
-            assert spikes.stride() == x.stride()
+            assert laid(spikes) == laid(x)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -286,7 +291,7 @@ def test_bfloat16_is_float32_rounded(built, layout):
                 continue
             found = []
             for dtype in (torch.bfloat16, torch.float32):
-                a, n = x.to(dtype).requires_grad_(), copy.deepcopy(norm)
+                a, n = x.to(dtype, copy=True).requires_grad_(), copy.deepcopy(norm)
                 y = kernels.neuron(a, 0.6, 0.9, **how) if n is None else kernels.norm_neuron(a, n, 0.6, 0.9, **how)
                 y.backward(g.to(dtype))
                 assert y.dtype == a.grad.dtype == dtype

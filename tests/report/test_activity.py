@@ -13,7 +13,7 @@ def operations_in_loops(conv: nn.Conv2d, x: torch.Tensor) -> float:
     """Every input of value k goes to as many outputs as the kernel reaches from it, k times. x: [N, C, H, W]."""
     kh, kw = conv.kernel_size
     (sh, sw), (ph, pw), (dh, dw) = conv.stride, conv.padding, conv.dilation
-    n, channels, height, width = x.shape
+    height, width = x.shape[-2:]
     out_h = (height + 2 * ph - dh * (kh - 1) - 1) // sh + 1
     out_w = (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1
     total = 0.0

@@ -42,8 +42,10 @@ def choose(x: Tensor) -> ModuleType:
 
         if _forced == "triton" or gpu.takes(x):
             return gpu
-    if _forced == "native" and not native.takes(x):
-        raise ValueError(f"the native kernel takes float32 and bfloat16 on the CPU, not {x.dtype} on {x.device}")
+    if _forced == "native":
+        if not native.takes(x):
+            raise ValueError(f"the native kernel takes float32 and bfloat16 on the CPU, not {x.dtype} on {x.device}")
+        return native
     return native if native.takes(x) and native.library() else eager
 
 
@@ -115,16 +117,16 @@ def _call(x, mean, var, weight, bias, decay, gain, eps, batch, *, surrogate, ste
     )
 
 
-@torch.no_grad()
 def _batch_statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel of x; the running ones follow as in torch.nn.BatchNorm2d."""
     count = x.numel() // x.shape[2]
     if count == 1:
         raise ValueError(f"expected more than 1 value per channel when training, got input {list(x.shape)}")
-    mean, var = torch.ops.spikedistill.moments.default(x.detach())
+    mean, var = torch.ops.spikedistill.moments.default(x)
     if norm.training and norm.track_running_stats and norm.running_mean is not None:
+        running, dtype = norm.running_mean, norm.running_mean.dtype
         norm.num_batches_tracked.add_(1)
-        new = 1 / norm.num_batches_tracked.to(mean.dtype) if norm.momentum is None else norm.momentum
-        norm.running_mean.mul_(1 - new).add_(mean * new)
-        norm.running_var.mul_(1 - new).add_(var * (count / (count - 1)) * new)
+        new = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.to(dtype)
+        running.lerp_(mean.to(dtype), new)
+        norm.running_var.lerp_((var * (count / (count - 1))).to(dtype), new)
     return mean, var

@@ -68,8 +68,8 @@ def layout(x: Tensor, norm: bool) -> tuple[int, int, int]:
 
 def vector(v: Tensor | None, channels: int) -> Tensor | None:
     """A per-channel value as the kernel reads it."""
-    if v is None:
-        return None
+    if v is None or (v.dtype == torch.float32 and v.shape == (channels,) and v.is_contiguous() and not v.is_cuda):
+        return v
     if v.shape != (channels,) or v.device.type != "cpu":
         raise ValueError(f"expected {channels} values on the CPU, one per channel, got {list(v.shape)} on {v.device}")
     return v.detach().to(torch.float32).contiguous()
