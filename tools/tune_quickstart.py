@@ -12,7 +12,7 @@ from spikedistill.recipes.distill import distill
 
 STUDENT = "small(widths=(16, 64, 128), neuron={neuron})"
 SPIKING = STUDENT.format(neuron="lif(decay_input=False)")
-RATES = (0.01, 0.02, 0.04)
+RATES = (0.01, 0.02, 0.04, 0.08)
 GRID: dict[str, dict] = {
     "twin": dict(student=STUDENT.format(neuron="relu"), methods="ce"),
     "ce": dict(student=SPIKING, methods="ce"),

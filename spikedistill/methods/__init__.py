@@ -5,6 +5,7 @@ from inspect import isfunction
 from spikedistill.methods.activity import activity  # 2024 Louis et al., ICANN, arXiv:2406.18350
 from spikedistill.methods.bkd import bkd  # 2024 Xu et al., ECCV, arXiv:2407.09083
 from spikedistill.methods.ce import ce  # direct training
+from spikedistill.methods.ckd import ckd  # 2025 Ye et al., ICME, arXiv:2507.09269
 from spikedistill.methods.ckdsnn import ckdsnn  # 2026 Liu et al., AAAI, arXiv:2511.06902
 from spikedistill.methods.distilling_spikes import distilling_spikes  # 2020 Kushawaha et al., ICPR, arXiv:2005.00288
 from spikedistill.methods.energy_efficient_kd import (
@@ -16,6 +17,7 @@ from spikedistill.methods.kd import kd  # 2015 Hinton et al., arXiv:1503.02531
 from spikedistill.methods.kd_snn_liang import kd_snn_liang  # 2024 Liang et al., IJCNN, in the style of
 from spikedistill.methods.kdsnn import kdsnn  # 2023 Xu et al., CVPR, arXiv:2304.05627
 from spikedistill.methods.lasnn import lasnn  # 2023 Hong et al., arXiv:2304.09101
+from spikedistill.methods.meom import meom  # 2026 Sun et al., ICLR, in the style of
 from spikedistill.methods.sakd import sakd  # 2024 Qiu et al., Neural Networks, openreview:QwFw-CcUb10
 from spikedistill.methods.seal_kd import seal_kd  # 2026 Sun et al., arXiv:2605.14252
 from spikedistill.methods.static2dvs import static2dvs  # 2024 He et al., AAAI, arXiv:2303.13077

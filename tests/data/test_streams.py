@@ -70,7 +70,7 @@ def test_classes_agree_and_only_training_images_are_used():
 def test_drawn_evenly_and_anew():
     data, rows = images(n=18), []
     pairs = Pairs(events(), data)
-    for epoch in range(300):
+    for epoch in range(80):
         rows += [(b["rgb"][:, 2, 0, 0] * 255).round().long() for b in pairs.epoch(epoch)]
     counts = torch.cat(rows).bincount(minlength=18)[data.train.index].double()
     for label in range(3):

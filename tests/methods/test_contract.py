@@ -17,6 +17,7 @@ from spikedistill.methods import (
     activity,
     bkd,
     ce,
+    ckd,
     ckdsnn,
     distilling_spikes,
     energy_efficient_kd,
@@ -26,6 +27,7 @@ from spikedistill.methods import (
     kd_snn_liang,
     kdsnn,
     lasnn,
+    meom,
     sakd,
     seal_kd,
     static2dvs,
@@ -71,12 +73,18 @@ ENROLLED = {
     "tks, static": partial(tks, alpha=0.4, static=True, target="mean", detach_target=False),
     "seal_kd": partial(seal_kd, alpha=0.4, beta=0.3, tau=2.0, temperature=0.5, center=True),
     "seal_kd, mean": partial(seal_kd, teacher_mode="mean", beta=0, tau=1.5),
-    "energy_efficient_kd": partial(energy_efficient_kd, tau_teacher=6.0, tau_student=1.5, alpha=0.3, spikes=0.2, squared=True),
+    "energy_efficient_kd": partial(
+        energy_efficient_kd, tau_teacher=6.0, tau_student=1.5, alpha=0.3, spikes=0.2, squared=True
+    ),
     "energy_efficient_kd, softened": partial(energy_efficient_kd, ce_temperature=2.0, scale="student"),
     "activity": partial(activity, alpha=0.3, tau=3.0, act=0.2, act_p=2, logits=0.1, logits_p=1, logits_on="step"),
     "activity, mse": partial(activity, kd="mse", act=0.1, act_on="spike", act_per="spikes"),
     "ckdsnn": partial(ckdsnn, beta=2.0, gamma=0.6, map_temperature=0.5, tau=3.0, noise=0.0),
     "ckdsnn, code": partial(ckdsnn, preset="official_code", cam="grad", tap="stage1", teacher_tap="stage1", noise=0.2),
+    "ckd": partial(ckd, weight=0.7, tau=3.0, align=0.4, exponent=60.0, lam=0.1),
+    "ckd, shared": partial(ckd, phases="constant", divergence="mse", kd_per_step=True, exponent=60.0, shared_head=True),
+    "meom": partial(meom, rho=0.6, lam=0.3, tau=2.0, tpd_tau=1.5, tmpd=0.7, tpd=0.2),
+    "meom, channel": partial(meom, level="channel", teacher_tap="stage1", tpd=0, seed=4),
 }
 every = pytest.mark.parametrize("build", ENROLLED.values(), ids=ENROLLED.keys())
 

@@ -65,8 +65,9 @@ def test_golden_value_is_kl_and_entropy_of_the_target():
     assert value.item() == pytest.approx(9 * (kl - (q * q.log()).sum()).item(), rel=1e-9)
 
 
+@pytest.mark.parametrize("frames", [1, 2])
 @pytest.mark.parametrize("readout", ["sum", "mean"])
-def test_loss_in_loops(readout):
+def test_loss_in_loops(readout, frames):
     """Exits of the modes replaced by what they return: two exits, three steps, two samples."""
     torch.manual_seed(0)
     student, batch = toy_student(), toy_batch(2)
@@ -74,19 +75,19 @@ def test_loss_in_loops(readout):
     objective = objective_of(joint_a_snn(student, alpha=alpha, beta=beta, tau=tau, readout=readout)).to(D)
     objective.eval()
     maps = {"stage1": torch.rand(3, 2, 5, 8, 8, dtype=D), "stage2": torch.rand(3, 2, 6, 4, 4, dtype=D)}
-    ann_maps = {k: torch.rand(1, *v.shape[1:], dtype=D) for k, v in maps.items()}
-    z, za = torch.randn(3, 2, 4, dtype=D), torch.randn(1, 2, 4, dtype=D)
+    ann_maps = {k: torch.rand(frames, *v.shape[1:], dtype=D) for k, v in maps.items()}
+    z, za = torch.randn(3, 2, 4, dtype=D), torch.randn(frames, 2, 4, dtype=D)
     step = Step(batch, {"student": Output(z, maps), "ann": Output(za, ann_maps)})
     early, fs = objective.snn[0](maps["stage1"])
     early_a, fa = objective.ann[0](ann_maps["stage1"])
     scale = 1 if readout == "sum" else 3
     n = [sum(early[t] for t in range(3)) / scale, sum(z[t] for t in range(3)) / scale]
-    a = [early_a[0], za[0]]
+    a = [sum(x[t] for t in range(frames)) / frames for x in (early_a, za)]
     f_s: list[Any] = [
         sum(fs[t] for t in range(3)) / scale,
         sum(maps["stage2"][t].mean((2, 3)) for t in range(3)) / scale,
     ]
-    f_a = [fa[0], ann_maps["stage2"][0].mean((2, 3))]
+    f_a = [sum(x[t] for t in range(frames)) / frames for x in (fa, ann_maps["stage2"].mean((3, 4)))]
     expected = (1 - alpha) * sum(labels_in_loops(x, batch["y"]) for x in (*n, *a))
     expected += alpha * soft_in_loops(a[0], a[1], tau)
     expected += alpha * (soft_in_loops(n[0], a[0], tau) + soft_in_loops(n[1], a[1], tau))
@@ -207,6 +208,20 @@ def test_losses_of_the_snn_reach_the_shared_factors_and_nothing_else_of_the_ann(
         assert ours["u"] > 0 and ours["v"] > 0 and ours["sigma"] > 0
 
 
+def test_features_pull_the_snn_alone():
+    """The gradients of what the ANN has to itself are the same whatever the weight of the features."""
+    found = []
+    for beta in (0.0, 5.0):
+        torch.manual_seed(2)
+        student, batch = toy_student(), toy_batch()
+        plan = joint_a_snn(student, width=5, beta=beta)
+        Trainee(Stage([batch], **vars(plan)))(batch, 0.0)[0].backward()
+        ann: Any = plan.passes["ann"].model
+        found.append([m.stem.conv.parametrizations.weight.original1.grad for m in (ann, student)])
+    torch.testing.assert_close(found[0][0], found[1][0])
+    assert not torch.allclose(found[0][1], found[1][1])
+
+
 def test_losses_of_the_ann_leave_what_the_snn_has_alone():
     student, ann, objective, kinds = run(lambda n, fs, a, fa, y: label_loss(a, n[:0], y) + self_loss(a, 3.0))
     for own, other in ((ann, student), (objective.ann, objective.snn)):
@@ -234,10 +249,11 @@ def test_exits_of_four_stages_end_in_maps_of_4x4():
     sizes, seen = {1: 32, 2: 16, 3: 8}, []
     for i, k in zip(sizes, (8, 4, 2)):
         branch = Exit(6, k, 7, 9, 10, LIF())
-        branch.neurons[2].register_forward_hook(lambda _m, _i, out: seen.append(tuple(out.shape)))
+        branch.neurons[2].register_forward_hook(lambda _m, _i, out: seen.append(out))
         logits, f = branch(torch.rand(2, 3, 6, sizes[i], sizes[i]))
+        torch.testing.assert_close(f, seen[-1].mean((3, 4)))
         assert logits.shape == (2, 3, 10) and f.shape == (2, 3, 9)
-    assert seen == [(2, 3, 9, 4, 4)] * 3
+    assert [tuple(out.shape) for out in seen] == [(2, 3, 9, 4, 4)] * 3
 
 
 def test_default_strides_double_towards_the_image():

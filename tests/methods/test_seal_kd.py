@@ -199,7 +199,8 @@ def test_the_order_of_steps_is_of_no_account():
 
 def test_a_teacher_with_time_is_averaged():
     z, v, y = case()
-    teacher = torch.stack([v + 1.5, v - v.roll(1, 0), v + v.roll(1, 0) - 1.5])
+    other = v.roll(1, 0)
+    teacher = torch.stack([v + other, v - 3 * other, v + 2 * other])
     torch.testing.assert_close(ELA(2.0)(step_of(z, teacher, y)), ela_loss(z, v, y, 2.0))
 
 

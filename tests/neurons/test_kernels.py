@@ -15,7 +15,16 @@ from spikedistill.neurons import LIF, PLIF, ATan, Rectangle, Sigmoid, Triangle, 
 from spikedistill.neurons.kernels import native
 
 SHAPES = [(2, 5, 3, 3), (3, 64, 8, 8), (2, 16, 1, 1), (1, 3, 40, 33), (5, 33, 7, 2), (2, 1, 9, 9), (1, 700, 2, 3)]
-SURROGATES = [ATan(2.0), ATan(0.7), Sigmoid(4.0), Sigmoid(2.5), Triangle(1.0), Triangle(0.6), Rectangle(0.5), Rectangle(1.2)]
+SURROGATES = [
+    ATan(2.0),
+    ATan(0.7),
+    Sigmoid(4.0),
+    Sigmoid(2.5),
+    Triangle(1.0),
+    Triangle(0.6),
+    Rectangle(0.5),
+    Rectangle(1.2),
+]
 RESETS = [0.0, None, -0.3]
 HOWS = [
     dict(v_th=v_th, v_reset=v_reset, strict=strict, detach_reset=detach, surrogate=surrogate)
@@ -134,7 +143,9 @@ def test_threshold_hit_exactly(kernel):
 def test_static_input_is_the_repeated_input(kernel, T, layout):
     for how in HOWS[::7]:
         x, norm = draw(1, (3, 20, 5, 6), layout), batch_norm(20)
-        assert torch.equal(kernels.neuron(x, 0.6, 0.9, **how, steps=T), functional.neuron(x, 0.6, 0.9, **how, steps=T)[0])
+        assert torch.equal(
+            kernels.neuron(x, 0.6, 0.9, **how, steps=T), functional.neuron(x, 0.6, 0.9, **how, steps=T)[0]
+        )
         once, repeated = (y.clone().requires_grad_() for y in (x, x.expand(T, -1, -1, -1, -1)))
         g = draw(T, (3, 20, 5, 6), seed=1)
         a = kernels.norm_neuron(once, norm, 0.6, 0.9, **how, steps=T)
@@ -512,7 +523,10 @@ def test_other_dtypes():
 def test_no_counter_example(built, T, shape, layout, decay, gain, static, dtype, seed, **how):
     x = draw(1 if static else T, shape, layout, seed, dtype)
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-    spikes, (want, _) = kernels.neuron(a, decay, gain, **how, steps=T), functional.neuron(b, decay, gain, **how, steps=T)
+    spikes, (want, _) = (
+        kernels.neuron(a, decay, gain, **how, steps=T),
+        functional.neuron(b, decay, gain, **how, steps=T),
+    )
     assert torch.equal(spikes, want)
     keep = firm(charges(x.double(), decay, gain, T, **how), **how)
     g = draw(T, shape, "nchw", seed + 1, dtype) * keep
@@ -540,7 +554,9 @@ def saved_bytes(f):
 def test_only_the_input_is_kept(kernel):
     x, norm = draw(4, (3, 20, 7, 5)).requires_grad_(), batch_norm(20)
     assert saved_bytes(lambda: kernels.neuron(x, 0.5, 0.5)) == x.nbytes
-    assert saved_bytes(lambda: kernels.norm_neuron(x, norm, 0.5, 0.5)) == x.nbytes + 4 * 20 * 4  # mean, var, weight, bias
+    assert (
+        saved_bytes(lambda: kernels.norm_neuron(x, norm, 0.5, 0.5)) == x.nbytes + 4 * 20 * 4
+    )  # mean, var, weight, bias
 
 
 def samples():
@@ -559,7 +575,7 @@ def samples():
     yield "moments", (xd,)
 
 
-@pytest.mark.parametrize("name, args", samples(), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize("name, args", list(samples()), ids=lambda v: v if isinstance(v, str) else "")
 def test_operators_are_registered_right(kernel, name, args):
     # the gradient of the statistics is part of that of the neuron, so mean and var have none of their own
     torch.library.opcheck(getattr(torch.ops.spikedistill, name).default, args)

@@ -1,8 +1,8 @@
 """The fast neurons, with the signature of `neurons.functional`. This file is the one place that chooses between them.
 
-    native  C, for float32 and bfloat16 on the CPU; built when the package is installed
-    triton  for CUDA
-    eager   plain torch, for everything else
+native  C, for float32 and bfloat16 on the CPU; built when the package is installed
+triton  for CUDA
+eager   plain torch, for everything else
 """
 
 from collections.abc import Iterator
@@ -124,6 +124,7 @@ def _batch_statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         raise ValueError(f"expected more than 1 value per channel when training, got input {list(x.shape)}")
     mean, var = torch.ops.spikedistill.moments.default(x)
     if norm.training and norm.track_running_stats and norm.running_mean is not None:
+        assert norm.running_var is not None and norm.num_batches_tracked is not None
         running, dtype = norm.running_mean, norm.running_mean.dtype
         norm.num_batches_tracked.add_(1)
         new = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.to(dtype)

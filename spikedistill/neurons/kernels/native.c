@@ -138,9 +138,9 @@ INLINE float leaked(const Job *j, float h, int how, float start)
     return how == HARD_ZERO ? v : v + (s ? start : 0.0f);
 }
 
-INLINE float exp_minus(float z)  /* exp(-z), 0 <= z, relative error 2e-7; z is cut at 50, long before denormals */
+INLINE float exp_minus(float y)  /* exp(-y), 0 <= y, relative error 2e-7; 0 from 50 on, before denormals slow it down */
 {
-    z = z > 50.0f ? -50.0f : -z;
+    float z = y > 50.0f ? -50.0f : -y;
     float t = z * 1.44269504f + 12582912.0f;  /* the nearest integer in the low bits */
     int32_t k;
     memcpy(&k, &t, 4);
@@ -154,7 +154,7 @@ INLINE float exp_minus(float z)  /* exp(-z), 0 <= z, relative error 2e-7; z is c
     int32_t bits = (int32_t)((uint32_t)(k - 0x4b400000 + 127) << 23);
     float two;
     memcpy(&two, &bits, 4);
-    return p * two;
+    return y > 50.0f ? 0.0f : p * two;
 }
 
 INLINE float surrogate(const Job *j, float z, int kind)

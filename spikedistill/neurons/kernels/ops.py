@@ -110,7 +110,9 @@ class _Neuron(torch.autograd.Function):
             grad, *saved, *ctx.constants, *which
         )
         grads = [x if need[0] else None, None, None]
-        grads += [g.to(p.dtype) if n else None for g, p, n in zip((affine_weight, affine_bias), (weight, bias), need[3:])]
+        grads += [
+            g.to(p.dtype) if n else None for g, p, n in zip((affine_weight, affine_bias), (weight, bias), need[3:])
+        ]
         grads += [coefficients[i].view_as(p).to(p.dtype) if need[5 + i] else None for i, p in enumerate((decay, gain))]
         return *grads, *[None] * (len(ctx.constants) + 1)
 
@@ -134,6 +136,7 @@ def define(choose: Callable[[Tensor], ModuleType]) -> None:
     lib.impl("neuron", neuron, "CompositeExplicitAutograd")
     lib.impl("neuron_backward", backward, "CompositeExplicitAutograd")
     lib.impl("moments", moments, "CompositeExplicitAutograd")
+
     def constant(x):
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.spikedistill.moments.default(x)
