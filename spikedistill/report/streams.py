@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,8 @@ def picture(batch: Batch, path: str | Path, *, samples: int = 3, classes: Sequen
             edge.set(color="0.8", linewidth=0.6)
 
     def write(text: str, x: float, y: float, **how) -> None:
-        figure.text(x / width, 1 - y / height, text, **{"fontsize": 9, "va": "bottom"} | how)
+        style: Any = {"fontsize": 9, "va": "bottom"} | how
+        figure.text(x / width, 1 - y / height, text, **style)
 
     y = MARGIN + LINE * bool(title)
     if title:

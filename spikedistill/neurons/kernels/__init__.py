@@ -1,8 +1,7 @@
 """The fast neurons, with the signature of `neurons.functional`. This file is the one place that chooses between them.
 
-native  C, for float32 and bfloat16 on the CPU; built when the package is installed
-triton  for CUDA
-eager   plain torch, for everything else
+    native  C, for float32 and bfloat16 on the CPU; built when the package is installed
+    eager   plain torch, for everything else, CUDA included
 """
 
 from collections.abc import Iterator
@@ -22,10 +21,10 @@ _forced = "auto"
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """`with use("eager"):` or "native", "triton", "auto": force a kernel, to test and to compare. For the process."""
+    """`with use("eager"):` or "native", "auto": force a kernel, to test and to compare. For the process."""
     global _forced
-    if name not in ("auto", "eager", "native", "triton"):
-        raise ValueError(f"no kernel {name!r}: auto, eager, native, triton")
+    if name not in ("auto", "eager", "native"):
+        raise ValueError(f"no kernel {name!r}: auto, eager, native")
     before, _forced = _forced, name
     try:
         yield
@@ -37,11 +36,6 @@ def choose(x: Tensor) -> ModuleType:
     """The module that computes for x."""
     if _forced == "eager" or x.numel() == 0:
         return eager
-    if x.is_cuda or _forced == "triton":
-        from spikedistill.neurons.kernels import gpu
-
-        if _forced == "triton" or gpu.takes(x):
-            return gpu
     if _forced == "native":
         if not native.takes(x):
             raise ValueError(f"the native kernel takes float32 and bfloat16 on the CPU, not {x.dtype} on {x.device}")

@@ -20,6 +20,7 @@ LEVELS = {"baseline": 0, "avx2": 1, "avx512": 2}
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernel, or None, with one warning that says how to get it."""
+    lib = None
     try:
         lib = ctypes.CDLL(str(LIBRARY))
         lib.spikedistill_run.argtypes, lib.spikedistill_run.restype = [ctypes.c_char_p], ctypes.c_int64

@@ -102,7 +102,7 @@ class _Neuron(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # pyrefly: ignore[bad-override]
         saved, need = ctx.saved_tensors, ctx.needs_input_grad
         _, _, _, weight, bias, decay, gain = saved
         which = need[0], need[3] or need[4], need[5] or need[6]
