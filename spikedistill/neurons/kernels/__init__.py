@@ -1,7 +1,7 @@
 """The fast neurons, with the signature of `neurons.functional`. This file is the one place that chooses between them.
 
-    native  C, for float32 and bfloat16 on the CPU; built when the package is installed
-    eager   plain torch, for everything else, CUDA included
+Native C serves float32 and bfloat16 on the CPU and is built when the package is installed; eager, in plain torch, all
+else, CUDA included.
 """
 
 from collections.abc import Iterator
