@@ -149,13 +149,14 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from spikedistill import models
+    from spikedistill import models, transforms
 
     file, info = student_file(path), about(path)
     if model is None:
         if not isinstance(info.get("spec"), dict):
             raise SpecError([f"'{file}' holds a model of your own code: build it and call load('{path}', model)"])
         model = models.build(info["spec"]["model"], **info["spec"]["settings"])
+        transforms.apply_spec(model, info["spec"])
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:

@@ -19,7 +19,7 @@ from spikedistill.core.output import Output, rate
 from spikedistill.core.plan import Prepare, unchanged
 from spikedistill.core.progress import Progress
 from spikedistill.core.schedule import Schedule, at, cosine, warmup
-from spikedistill.core.step import Batch, Objective, Pass, Step
+from spikedistill.core.step import Batch, Objective, Pass, Step, samples
 from spikedistill.core.taps import call, check_taps, infer
 
 if TYPE_CHECKING:
@@ -269,8 +269,9 @@ def fit(
                         hook(done)
                     if ema:
                         ema.update_parameters(raw.models)
-                seen += len(batch["x"]) * world
-                bar.update(epoch, number + 1, now["sums"], seen, len(batch["x"]) * world)
+                size = samples(batch) * world
+                seen += size
+                bar.update(epoch, number + 1, now["sums"], seen, size)
                 if whole and not last and time.perf_counter() - saved > save_every:
                     _account(now["sums"], pending, epoch, out)
                     pending = None

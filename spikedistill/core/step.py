@@ -10,6 +10,11 @@ from spikedistill.core.output import Output
 Batch = dict[str, Tensor]
 
 
+def samples(batch: Batch) -> int:
+    """How many there are: "x" is [B, ...], or frames [T, B, C, H, W]."""
+    return batch["x"].shape[1] if batch["x"].ndim == 5 else len(batch["x"])
+
+
 @dataclass(frozen=True)
 class Pass:
     """A forward pass to make in every step.

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import nn
 
 from spikedistill import data as data_sets
-from spikedistill import models, runs
+from spikedistill import models, optim, runs, transforms
 from spikedistill.core.evaluate import evaluate
 from spikedistill.core.fit import Stage, Trainee, fit
 from spikedistill.core.plan import MergeError, Plan, merge
@@ -46,22 +45,28 @@ class Config(BaseModel):
     """Augmentation of training images, such as "flip|shift(2)", "none", or the data set's default."""
     valid: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
     """Share of the training data held out; every choice is made on it."""
+    download: bool = False
+    """Let torchvision fetch a set that is not in root."""
+    frames: str | None = None
+    """What a frame of events holds: number, time, voxel or surface; None for what suits the data."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that decode images, where they do not fit in memory."""
     teacher: str | None = None
     """A run folder, timm:NAME, a model of `spikedistill list models`, or file.py:function."""
     student: str = "small"
     """A model of `spikedistill list models` with settings, "small(widths=(32, 64))", or file.py:function."""
+    transform: list[str] = []
+    """Rewrites of the student before training, "tt_snn(rank=8)"; folded back into plain layers after it."""
     method: list[str] = ["bkd"]
     """One or more methods of `spikedistill list methods`, separated by commas."""
     steps: Annotated[int, Field(ge=1)] = 4
-    """Time steps T of the student."""
+    """Time steps T of the student; of events, the frames of a sample."""
     epochs: Annotated[int, Field(ge=1)] = 10
     """Passes over the training data."""
     batch: Annotated[int, Field(ge=1)] = 64
     """Images in a batch, over all processes."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """The optimiser."""
+    optimizer: str = "adamw"
+    """adamw, sgd, or, to prune while training, stds(threshold=1.0, curve=sine) and sgd_stds(threshold=0.1)."""
     lr: Annotated[float, Field(gt=0)] = 0.01
     """Highest learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -95,7 +100,7 @@ class Config(BaseModel):
     progress: bool = True
     """Show progress."""
 
-    @field_validator("method", mode="before")
+    @field_validator("method", "transform", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return split(value) if isinstance(value, str) else value
@@ -163,11 +168,14 @@ def check(c: Config, given: Iterable[str] = ()) -> tuple[list[tuple[str, dict[st
         else:
             mistakes.append(f"{key}: no such setting; {near(key, [*Config.model_fields, *METHODS])}")
     if "data" not in given:
-        mistakes += [f"data: {m}" for m in data_sets.check(c.data, root=c.root, size=c.size)]
+        mistakes += [f"data: {m}" for m in data_sets.check(c.data, **source(c))]
     if "student" not in given:
         mistakes += [f"student: {m}" for m in models.check(c.student)]
     if "teacher" not in given:
         mistakes += [f"teacher: {m}" for m in check_teacher(c.teacher, [name for name, _ in chosen])]
+    for text in c.transform:
+        mistakes += [f"transform: {m}" for m in transforms.check(text, ["shape"])]
+    mistakes += [f"optimizer: {m}" for m in optim.check(c.optimizer, c.select)]
     try:
         data_sets.parse("none" if c.augment == "default" else c.augment)
     except ValueError as error:
@@ -175,6 +183,12 @@ def check(c: Config, given: Iterable[str] = ()) -> tuple[list[tuple[str, dict[st
     if c.accelerator == "cuda" and not torch.cuda.is_available():
         mistakes.append("accelerator: this torch sees no CUDA device; use cpu or auto")
     return chosen, mistakes
+
+
+def source(c: Config) -> dict[str, Any]:
+    """What both `data.check` and `data.load` take."""
+    steps = c.steps if data_sets.has_steps(c.data) else None
+    return dict(root=c.root, size=c.size, download=c.download, steps=steps, frames=c.frames)
 
 
 def needs_teacher(method: str) -> bool:
@@ -234,35 +248,41 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
     finished = runs.open_run(out, c.model_dump(), c.overwrite)
     if finished:
         if isinstance(student, nn.Module):
-            runs.load(out, student)
+            runs.load(out, rewritten(student, c, finished["shape"], fold=True))
         say(c, f"{out} holds this finished run: nothing to do")
         return finished
     fabric = make_fabric(c)
     if data is None:
-        data = data_sets.load(
-            c.data, root=c.root, valid=c.valid, batch_size=c.batch, augment=c.augment, size=c.size, workers=c.workers
-        )
+        how = dict(valid=c.valid, batch_size=c.batch, augment=c.augment, workers=c.workers)
+        data = data_sets.load(c.data, **source(c), **how)
     torch.manual_seed(c.seed)
     image = dict(classes=len(data.classes), channels=data.shape[0], mean=data.mean, std=data.std)
-    student = models.build(student or c.student, steps=c.steps, **image)
+    student = rewritten(models.build(student or c.student, steps=c.steps, **image), c, data.shape)
     if teacher is None and c.teacher:
         teacher = runs.load(c.teacher) if Path(c.teacher).exists() else models.build(c.teacher, **image)
-    probe = {k: v[:2] for k, v in next(iter(data.test)).items()}
+    probe = {k: v[:, :2] if v.ndim == 5 else v[:2] for k, v in next(iter(data.test)).items()}
     for name, model in (("student", student), ("teacher", teacher)):
         if model is not None:
             fits(name, model, probe["x"], data.classes)
     plan = planned(c, student, teacher)
-    stage = Stage(replace(data.train, seed=c.seed), **vars(plan), **training(c), valid=data.valid)
+    train = replace(data.train, seed=c.seed)
+    updates = c.epochs * -(-train.batches(fabric.world_size) // c.accumulate)
+    stage = Stage(train, **vars(plan), **training(c, student, updates), valid=data.valid)
     rehearse(stage, probe)
     began = time.perf_counter()
     title = title or f"{out.name} ({'+'.join(parse(m)[0] for m in c.method)})"
     history = fit(stage, out, fabric=fabric, save_every=c.save_every, progress=c.progress, title=title)
+    trained = models.parameters(student)
+    if c.transform or (getattr(student, "spec", None) or {}).get("transforms"):
+        transforms.merge(student)
     result = measure(c, student, data, history, fabric)
     result["wall_seconds"] = time.perf_counter() - began
+    result["shape"] = list(data.shape)
     result["parameters"] = {
-        "student": sum(p.numel() for p in student.parameters()),
+        "student": models.parameters(student),
+        "student_in_training": trained,
         "training_only": sum(p.numel() for p in Trainee(stage).objectives.parameters()),
-        "teacher": sum(p.numel() for p in teacher.parameters()) if teacher is not None else 0,
+        "teacher": models.parameters(teacher) if teacher is not None else 0,
     }
     result["out"] = str(out)
     if fabric.global_rank == 0:
@@ -321,16 +341,23 @@ def bf16_is_fast() -> bool:
     return any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
-def training(c: Config) -> dict[str, Any]:
+def training(c: Config, student: nn.Module, updates: int) -> dict[str, Any]:
     """The part of a Stage that is optimisation."""
-    if c.optimizer == "sgd":
-        optim = partial(torch.optim.SGD, lr=c.lr, momentum=0.9, weight_decay=c.weight_decay)
-    else:
-        optim = partial(torch.optim.AdamW, lr=c.lr, weight_decay=c.weight_decay, fused=True)
     falls: dict[str, Schedule] = {"cosine": cosine(), "step": steps(), "constant": lambda p: 1.0}
-    lr = warmup(c.warmup, falls[c.schedule])
+    optimizer = optim.make(c.optimizer, lr=c.lr, weight_decay=c.weight_decay, updates=updates, student=student)
     names = ("epochs", "clip", "accumulate", "ema", "select", "seed")
-    return {"optim": optim, "lr": lr} | {name: getattr(c, name) for name in names}
+    how = {name: getattr(c, name) for name in names}
+    return how | {"optim": optimizer, "lr": warmup(c.warmup, falls[c.schedule])}
+
+
+def rewritten(student: nn.Module, c: Config, shape: Sequence[int], fold: bool = False) -> nn.Module:
+    """The student after its transforms, in place; `fold`: as it is after training."""
+    try:
+        for text in c.transform:
+            transforms.apply(student, text, shape=list(shape)[-3:])
+    except SpecError as error:
+        raise SpecError(f"transform: {m}" for m in error.mistakes) from None
+    return transforms.merge(student) if fold and c.transform else student
 
 
 def planned(c: Config, student: nn.Module, teacher: nn.Module | None) -> Plan:
@@ -341,6 +368,8 @@ def planned(c: Config, student: nn.Module, teacher: nn.Module | None) -> Plan:
             plans.append(METHODS[name](student, teacher, **settings))
         except TapError as error:
             mistakes.append(f"{name}: {error}")
+    if (gates := transforms.plan(student)) is not None:
+        plans.append(gates)
     try:
         if not mistakes:
             return merge(*plans)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 import spikedistill
-from spikedistill import cli, data, runs
+from spikedistill import cli, data, optim, runs
 from spikedistill.core.fit import Stage, fit
 from spikedistill.core.taps import infer
 from spikedistill.methods import bkd
@@ -294,3 +294,34 @@ def test_timing_of_help_and_import():
     code += "new = {m.split('.')[0] for m in set(sys.modules) - before}\n"
     code += "assert not new & {'lightning_fabric', 'matplotlib', 'pydantic', 'rich', 'torchvision', 'timm'}, new"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_rewritten_student_is_folded_back_and_loads(pictures, teacher, tmp_path):
+    how = dict(data=pictures, teacher=teacher, student=STUDENT, epochs=1, batch=16, precision="32-true", progress=False)
+    plain = distill(**how, methods="bkd", out=str(tmp_path / "plain"))["parameters"]
+    texts = ["tt_snn(rank=1)", "unstructured_pruning(mean=0.1, std=0.1, search=0.5)"]
+    result = distill(**how, methods="bkd", transform=texts, out=str(tmp_path / "both"))
+    assert result["parameters"]["student_in_training"] != plain["student"]
+    student = runs.load(tmp_path / "both")
+    assert type(student.get_submodule("stage2.1.conv")).__name__ == "Conv2d"
+    metrics = (tmp_path / "both" / "metrics.jsonl").read_text()
+    assert '"synops"' in metrics
+    joint = distill(**how | {"teacher": None}, methods="joint_a_snn", out=str(tmp_path / "joint"))
+    assert joint["parameters"]["student"] == plain["student"] < joint["parameters"]["student_in_training"]
+    assert runs.load(tmp_path / "joint").state_dict().keys() == runs.load(tmp_path / "plain").state_dict().keys()
+
+
+def test_prunes_with_stds(pictures, teacher, tmp_path, capsys):
+    words = ["--data", pictures, "--teacher", teacher, "--student", STUDENT, "--method", "kd", *QUICK]
+    text = mistakes_of(capsys, "distill", *words, "--optimizer", "stds(curv=linear)", "--out", str(tmp_path / "x"))
+    assert "--select last" in text and "did you mean 'curve'" in text
+    cli_ok("distill", *words, "--optimizer", "stds(threshold=0.2)", "--select", "last", "--out", str(tmp_path / "y"))
+    assert 0.1 < optim.sparsity(runs.load(tmp_path / "y")) < 1
+
+
+def test_frames_are_counted_by_their_second_axis(tmp_path):
+    x = torch.rand(40, 3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    frames = data.from_tensors(x, torch.arange(40) % 4, x[:10], torch.arange(10) % 4)
+    how = dict(student="small(widths=(3, 4))", methods="ce", epochs=1, batch=10, progress=False, steps=3)
+    result = distill(data=frames, **how, out=str(tmp_path / "run"))
+    assert result["test"]["samples"] == 10 and len(result["test"]["by_step"]) == 3
