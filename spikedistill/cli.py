@@ -243,9 +243,9 @@ def config_file(name: Any) -> tuple[dict[str, Any], list[str]]:
 
 def report(result: dict[str, Any]) -> None:
     """The result of one run, in a few lines."""
-    test, valid = result["test"], result.get("valid")
-    held_out = f"  (valid {valid['accuracy']:.2%})" if valid else ""
-    print(f"test accuracy       {test['accuracy']:.2%} of {test['samples']:,}{held_out}")
+    valid, (name, test) = result.get("valid"), next((k, result[k]) for k in ("test", "valid") if k in result)
+    held_out = f"  (valid {valid['accuracy']:.2%})" if valid and name == "test" else ""
+    print(f"{name + ' accuracy':<20}{test['accuracy']:.2%} of {test['samples']:,}{held_out}")
     if len(test["by_step"]) > 1:
         print("at each time step   " + "  ".join(f"{a:.2%}" for a in test["by_step"]))
     if act := result.get("activity"):

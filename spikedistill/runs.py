@@ -13,8 +13,11 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,9 +30,12 @@ FORMAT = 1
 NEEDED = 64 * 2**20  # bytes: less room than this and a run would die in the middle
 
 
-def open_run(out: Path, config: dict[str, Any], overwrite: bool = False) -> dict[str, Any] | None:
+def open_run(
+    out: Path, config: dict[str, Any], overwrite: bool = False, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any] | None:
     """Make a folder ready for a run and return its result where this very run is finished there already.
 
+    defaults: of settings that a run made by an earlier version does not name.
     A folder with the same config is gone on with. Raises SpecError, touching nothing, for one with another config, one
     with foreign files, one that cannot be written, or a disk that is nearly full. `overwrite` removes what a run left
     there, and no other file.
@@ -52,12 +58,16 @@ def open_run(out: Path, config: dict[str, Any], overwrite: bool = False) -> dict
         write_json(out / "config.json", config)
         write_json(out / "machine.json", machine())
         return None
-    before = read_json(out / "config.json")
-    if differs := [k for k in sorted(before.keys() | config) if k not in NEUTRAL and before.get(k) != config.get(k)]:
-        changes = "; ".join(f"{k}: {before.get(k)!r} there, {config.get(k)!r} now" for k in differs[:6])
+    if changes := differences({**defaults, **read_json(out / "config.json")}, config):
         hint = "choose another --out, or --overwrite to lose it"
         raise SpecError([f"out: '{out}' holds a run with other settings ({changes}); {hint}"])
     return read_json(out / "result.json") if (out / "result.json").exists() else None
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What of two configs is not the same and changes what is trained, in words; empty where nothing."""
+    differs = [k for k in sorted(before.keys() | now) if k not in NEUTRAL and before.get(k) != now.get(k)]
+    return "; ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in differs[:6])
 
 
 NEUTRAL = ("out", "overwrite", "progress", "save_every")
@@ -85,6 +95,29 @@ def processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def reset_peak_memory() -> None:
+    """Start measuring anew, where the system can: on Linux and on CUDA."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use: of tensors on CUDA, else of the whole process (torch itself takes a few hundred MB of it).
+
+    From VmHWM where there is one: ru_maxrss begins with the memory of the process that started this one.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,7 +5,6 @@ A teacher is trained the same way: --student "small(neuron=relu)" --method ce
 """
 
 import logging
-import resource
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,9 +20,9 @@ from spikedistill import data as data_sets
 from spikedistill import models, optim, runs, transforms
 from spikedistill.core.evaluate import evaluate
 from spikedistill.core.fit import Stage, Trainee, fit
-from spikedistill.core.plan import MergeError, Plan, merge
+from spikedistill.core.plan import MergeError, Plan, Prepare, merge
 from spikedistill.core.schedule import Schedule, cosine, steps, warmup
-from spikedistill.core.step import Step
+from spikedistill.core.step import Batch, Step
 from spikedistill.core.taps import TapError, call, eval_mode
 from spikedistill.methods import METHODS
 from spikedistill.report.activity import activity
@@ -97,6 +96,8 @@ class Config(BaseModel):
     """Lose the run that is in `out`."""
     save_every: Annotated[float, Field(ge=0)] = 30.0
     """Seconds between checkpoints within an epoch."""
+    test: bool = True
+    """Measure on the test data, once, when training has ended; --no-test leaves them untouched."""
     progress: bool = True
     """Show progress."""
 
@@ -106,12 +107,12 @@ class Config(BaseModel):
         return split(value) if isinstance(value, str) else value
 
 
-def split(text: str) -> list[str]:
-    """'kd,bkd(blur=0.4, tau=2)' -> ['kd', 'bkd(blur=0.4, tau=2)']: at commas outside brackets."""
+def split(text: str, at: str = ",") -> list[str]:
+    """'kd,bkd(blur=0.4, tau=2)' -> ['kd', 'bkd(blur=0.4, tau=2)']: at commas (or any of `at`) outside brackets."""
     words, depth = [""], 0
     for letter in text:
         depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and depth == 0:
+        if letter in at and depth == 0:
             words.append("")
         else:
             words[-1] += letter
@@ -245,10 +246,10 @@ def distill(
 def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, title: str = "") -> dict[str, Any]:
     """Run a checked config; a model or data set given here is used in place of the one it names."""
     out = Path(c.out)
-    finished = runs.open_run(out, c.model_dump(), c.overwrite)
+    finished = runs.open_run(out, c.model_dump(), c.overwrite, Config().model_dump())
     if finished:
         if isinstance(student, nn.Module):
-            runs.load(out, rewritten(student, c, finished["shape"], fold=True))
+            runs.load(out, rewritten(student, c, finished.get("shape", ()), fold=True))
         say(c, f"{out} holds this finished run: nothing to do")
         return finished
     fabric = make_fabric(c)
@@ -269,19 +270,24 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
     updates = c.epochs * -(-train.batches(fabric.world_size) // c.accumulate)
     stage = Stage(train, **vars(plan), **training(c, student, updates), valid=data.valid)
     rehearse(stage, probe)
+    calls = Calls(teacher)
+    stage = replace(stage, prepare=calls.counting(stage.prepare))
+    runs.reset_peak_memory()
     began = time.perf_counter()
     title = title or f"{out.name} ({'+'.join(parse(m)[0] for m in c.method)})"
     history = fit(stage, out, fabric=fabric, save_every=c.save_every, progress=c.progress, title=title)
-    trained = models.parameters(student)
+    trained, own = models.parameters(student), {id(p) for p in student.parameters()}
+    extra = sum(p.numel() for p in Trainee(stage).parameters() if id(p) not in own)
     if c.transform or (getattr(student, "spec", None) or {}).get("transforms"):
         transforms.merge(student)
     result = measure(c, student, data, history, fabric)
     result["wall_seconds"] = time.perf_counter() - began
     result["shape"] = list(data.shape)
+    result["teacher_calls"] = calls.report()
     result["parameters"] = {
         "student": models.parameters(student),
         "student_in_training": trained,
-        "training_only": sum(p.numel() for p in Trainee(stage).objectives.parameters()),
+        "training_only": extra,
         "teacher": models.parameters(teacher) if teacher is not None else 0,
     }
     result["out"] = str(out)
@@ -294,13 +300,14 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
 
 def measure(c: Config, student: nn.Module, data: Any, history: dict[str, Any], fabric: Any) -> dict[str, Any]:
     """What a result file holds. The test data are touched here and nowhere else, once."""
-    result: dict[str, Any] = {"test": evaluate(student, data.test, fabric=fabric)}
-    result["test"]["touched"] = "once, after training; every choice was made on the validation split"
+    result: dict[str, Any] = {}
+    if c.test:
+        result["test"] = evaluate(student, data.test, fabric=fabric)
+        result["test"]["touched"] = "once, after training; every choice was made on the validation split"
     if data.valid is not None:
         result["valid"] = evaluate(student, data.valid, fabric=fabric)
         with fabric.autocast():
             result["activity"] = activity(student, data.valid)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     result |= {
         "best_epoch": history["best"] + 1,
         "epochs": len(history["epochs"]),
@@ -308,10 +315,35 @@ def measure(c: Config, student: nn.Module, data: Any, history: dict[str, Any], f
         "precision": str(fabric._precision.precision),
         "device": str(fabric.device),
         "processes": fabric.world_size,
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if fabric.device.type == "cuda" else peak,
+        "peak_memory_bytes": runs.peak_memory(fabric.device),
         "seed": c.seed,
     }
     return result
+
+
+class Calls:
+    """Counts how often a teacher is run: methods skip it in phases, or run it twice."""
+
+    def __init__(self, teacher: nn.Module | None):
+        self.batches = self.calls = 0
+        if teacher is not None:
+            teacher.register_forward_hook(self._called)
+
+    def _called(self, *_: Any) -> None:
+        self.calls += 1
+
+    def counting(self, prepare: Prepare) -> Prepare:
+        """`prepare`, counting the batches."""
+
+        def counted(batch: Batch, progress: float) -> Batch:
+            self.batches += 1
+            return prepare(batch, progress)
+
+        return counted
+
+    def report(self) -> float | None:
+        """Calls a batch of training, over what this process trained; None where it trained nothing."""
+        return self.calls / self.batches if self.batches else None
 
 
 def make_fabric(c: Config) -> Any:
