@@ -144,6 +144,12 @@ def distill(*tokens: Tokens) -> None:
 
 
 @app.command(help_flags=[])
+def bench(*tokens: Tokens) -> None:
+    """Time training and inference here and in other libraries (`spikedistill bench --help`)."""
+    start("bench", tokens)
+
+
+@app.command(help_flags=[])
 def run(recipe: str = "", *tokens: Tokens) -> None:
     """Run a recipe: `spikedistill run quickstart`; its flags: `spikedistill run quickstart --help`."""
     from spikedistill.recipes import RECIPES

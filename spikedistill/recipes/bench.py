@@ -1,0 +1,365 @@
+"""How fast: a training step and inference here and in other libraries, the neuron alone, and what each method costs.
+
+Run:    spikedistill bench --out results/speed         pip install 'spikedistill[bench]' brings the other libraries
+Everything that is compared is timed in turns on this machine, medians and quartiles. Libraries that are not installed
+are left out by name. Give it the machine for itself: another program on the same cores spoils the figures.
+"""
+
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor, nn
+
+from spikedistill import data, models, runs
+from spikedistill.bench import networks
+from spikedistill.bench.measure import in_turns, resident_growth, saved_bytes, spread
+from spikedistill.core.fit import Stage, Trainee, fit
+from spikedistill.core.step import Batch
+from spikedistill.methods import METHODS
+from spikedistill.neurons import kernels
+from spikedistill.recipes.distill import Config as DistillConfig
+from spikedistill.recipes.distill import precision
+from spikedistill.report import figures, tables
+from spikedistill.spec import SpecError
+
+Part = Literal["vgg", "sew_resnet18", "spikformer", "neuron", "steps", "methods", "data"]
+PARTS = ("vgg", "sew_resnet18", "spikformer", "neuron", "steps", "methods", "data")
+
+
+class Config(BaseModel):
+    """Settings of the benchmark."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    parts: list[Part] = list(PARTS)
+    """Which tables to make, separated by commas."""
+    rounds: Annotated[int, Field(ge=1)] = 15
+    """Turns; the median is printed."""
+    batch: Annotated[int, Field(ge=2)] = 32
+    """Images in a step of the large networks."""
+    steps: Annotated[int, Field(ge=1)] = 4
+    """Time steps T."""
+    compiled: bool = True
+    """Also time what torch.compile makes of the others; costs a minute of compilation."""
+    memory: bool = True
+    """Also measure the resident memory of each, in a process of its own."""
+    out: str = "runs/speed"
+    """Folder for speed.json, speed.md and the figure; an earlier measurement in it is replaced part by part."""
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a table: a network, and how its library runs it."""
+
+    build: Callable[[int], nn.Module]
+    package: str | None = None
+    bf16: bool = False
+    channels_last: bool = False
+    compile: bool = False
+
+
+def entries(part: str) -> dict[str, Entry]:
+    """The lines of a table. `ours, auto` is what `--precision auto` takes on this machine."""
+    fast = precision(DistillConfig()) == "bf16-mixed"
+    sj = "spikingjelly"
+    if part == "sew_resnet18":
+        return {
+            "ours, auto": Entry(networks.sew_resnet18, bf16=fast, channels_last=True),
+            "ours, fp32": Entry(networks.sew_resnet18, channels_last=True),
+            "spikingjelly, fp32": Entry(networks.SpikingJellySEW, sj),
+            "spikingjelly, bf16": Entry(networks.SpikingJellySEW, sj, bf16=True),
+        }
+    if part == "spikformer":
+        return {
+            "ours, auto": Entry(networks.spikformer, bf16=fast, channels_last=True),
+            "ours, fp32": Entry(networks.spikformer, channels_last=True),
+        }
+    once = partial(networks.SpikingJelly, once=True)
+    return {
+        "ours, auto": Entry(networks.Ours, bf16=fast, channels_last=True),
+        "ours, fp32": Entry(networks.Ours, channels_last=True),
+        "spikingjelly, fp32": Entry(networks.SpikingJelly, sj),
+        "spikingjelly, bf16": Entry(networks.SpikingJelly, sj, bf16=True),
+        "spikingjelly, bf16, compiled": Entry(once, sj, bf16=True, channels_last=True, compile=True),
+        "snnTorch, fp32": Entry(networks.SnnTorch, "snntorch"),
+        "norse, fp32": Entry(networks.Norse, "norse"),
+        "sinabs, fp32": Entry(networks.Sinabs, "sinabs"),
+        "ReLU net, T x B images, bf16": Entry(networks.Relu, bf16=True, channels_last=True),
+        "ReLU net, bf16, compiled": Entry(networks.Relu, bf16=True, channels_last=True, compile=True),
+    }
+
+
+def prepared(entry: Entry, batch: int, steps: int) -> tuple[nn.Module, Callable[[], Tensor], Callable[[], None]]:
+    """The network, a forward pass to its loss, and a whole training step."""
+    torch.manual_seed(0)
+    x, y = torch.rand(batch, 3, 32, 32), torch.randint(10, (batch,))
+    net = entry.build(steps)
+    if entry.channels_last:
+        net, x = net.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)  # pyrefly: ignore
+    run = torch.compile(net) if entry.compile else net
+    optim = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=entry.bf16):
+            return F.cross_entropy(run(x).float(), y)
+
+    def train() -> None:
+        optim.zero_grad()
+        loss().backward()
+        optim.step()
+
+    @torch.no_grad()
+    def infer() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=entry.bf16):
+            run(x)
+
+    return net, loss, train if net.training else infer
+
+
+def network_table(part: str, c: Config) -> list[dict[str, Any]]:
+    """Rows of one network: training step, inference, bytes saved for backward, growth of the process."""
+    rows: dict[str, dict[str, Any]] = {}
+    train, infer = dict[str, Callable[[], None]](), dict[str, Callable[[], None]]()
+    for name, entry in entries(part).items():
+        if (entry.package and networks.missing(entry.package)) or (entry.compile and not c.compiled):
+            say(f"{part}: without '{name}' ({f'{entry.package} is not installed' if not entry.compile else 'off'})")
+            continue
+        try:
+            began = time.perf_counter()
+            net, loss, step = prepared(entry, c.batch, c.steps)
+            step()
+            rows[name] = {"name": name, "first_step_s": time.perf_counter() - began}
+            if not entry.compile:  # a compiled graph keeps its own buffers, which hooks do not see
+                rows[name]["saved_mib"] = saved_bytes(loss, net) / 2**20
+            train[name], infer[name] = step, evaluation(entry, net, c)
+        except Exception as error:  # another library's failure is a line of the table, not the end of it
+            rows.pop(name, None)
+            say(f"{part}: '{name}' failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    say(f"{part}: {len(rows)} networks, training")
+    for name, seconds in in_turns(train, c.rounds).items():
+        rows[name]["train"] = spread(seconds)
+    say(f"{part}: inference")
+    for name, seconds in in_turns(infer, c.rounds).items():
+        rows[name]["infer"] = spread(seconds)
+    if c.memory:
+        for name in rows:
+            say(f"{part}: memory of '{name}'")
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                rows[name]["resident_mib"] = pool.apply(growth, (part, name, c.batch, c.steps)) / 2**20
+    return [*rows.values()]
+
+
+def evaluation(entry: Entry, net: nn.Module, c: Config) -> Callable[[], None]:
+    """Inference of a network that goes on being trained: its own copy of the mode."""
+    x = torch.rand(c.batch, 3, 32, 32)
+    x = x.to(memory_format=torch.channels_last) if entry.channels_last else x
+    run = torch.compile(net) if entry.compile else net
+
+    @torch.no_grad()
+    def infer() -> None:
+        net.eval()
+        with torch.autocast("cpu", torch.bfloat16, enabled=entry.bf16):
+            run(x)
+        net.train()
+
+    return infer
+
+
+def growth(part: str, name: str, batch: int, steps: int) -> int:
+    """Bytes by which a fresh process grows over three training steps."""
+    return resident_growth(prepared(entries(part)[name], batch, steps)[2])
+
+
+def neuron_table(c: Config) -> list[dict[str, Any]]:
+    """LIF alone, forward and backward on [T, 64, 64, 16, 16], against a copy of as many bytes."""
+    rows = []
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        x = torch.randn(c.steps, 64, 64, 16, 16).to(dtype).requires_grad_()
+        grad = torch.rand_like(x).detach()
+        source, target = torch.empty(5 * x.numel() // 2, dtype=dtype), torch.empty(5 * x.numel() // 2, dtype=dtype)
+
+        def lif(x: Tensor = x, grad: Tensor = grad) -> None:
+            x.grad = None
+            kernels.neuron(x, 0.5, 0.5).backward(grad)
+
+        # forward reads x and writes spikes; backward reads x and a gradient and writes one: five passes, a copy is two
+        seconds = in_turns({"LIF": lif, "copy": partial(target.copy_, source)}, 3 * c.rounds)
+        lif_ms, copy_ms = spread(seconds["LIF"]), spread(seconds["copy"])
+        rows.append({"name": name, "lif": lif_ms, "copy": copy_ms, "ratio": lif_ms["ms"] / copy_ms["ms"]})
+    return rows
+
+
+def steps_table(c: Config) -> list[dict[str, Any]]:
+    """Cost of the VGG by T, eight images."""
+    rows, work = [], {}
+    ours = entries("vgg")["ours, auto"]
+    for steps in (1, 2, 4, 8, 16, 32):
+        net, loss, train = prepared(ours, 8, steps)
+        work[str(steps)] = train
+        rows.append({"name": f"T = {steps}", "steps": steps, "saved_mib": saved_bytes(loss, net) / 2**20})
+    for row, seconds in zip(rows, in_turns(work, max(3, c.rounds // 3), 1).values()):
+        row["train"] = spread(seconds)
+    return rows
+
+
+STUDENT, TEACHER = "small(widths=(16, 64, 128))", "small(widths=(32, 64, 128), depth=2, neuron=relu)"
+
+
+def methods_table(c: Config) -> list[dict[str, Any]]:
+    """A step of each method on the quickstart's student and teacher, as a multiple of cross-entropy's."""
+    sets = data.load("fashion-mini", batch_size=64)
+    batch = next(iter(sets.train))
+    image = dict(classes=len(sets.classes), channels=sets.shape[0], mean=sets.mean, std=sets.std)
+    bf16 = precision(DistillConfig()) == "bf16-mixed"
+    work, rows = {}, {}
+    for name, method in METHODS.items():
+        torch.manual_seed(0)
+        student = models.build(STUDENT, steps=c.steps, **image)
+        try:
+            plan = method(student, models.build(TEACHER, **image))
+            trainee = Trainee(Stage([batch], **vars(plan)))
+            work[name] = method_step(trainee, plan.after_step, batch, bf16)
+            work[name]()
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            work.pop(name, None)
+            say(f"methods: without {name}, which needs more than images and an ANN: {str(error).splitlines()[0]}")
+            continue
+        own = {id(p) for p in student.parameters()}
+        rows[name] = {"name": name, "extra": sum(p.numel() for p in trainee.parameters() if id(p) not in own)}
+    seconds = in_turns(work, c.rounds)
+    for name, row in rows.items():
+        row["train"] = spread(seconds[name])
+        row["ratio"] = row["train"]["ms"] / spread(seconds["ce"])["ms"]
+    return [*rows.values()]
+
+
+def method_step(trainee: Trainee, after: Any, batch: Batch, bf16: bool) -> Callable[[], None]:
+    for module in (*trainee.models.values(), *trainee.objectives.values(), *trainee.frozen):
+        module.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+    optim = torch.optim.AdamW([p for p in trainee.parameters() if p.requires_grad], lr=1e-3, fused=True)
+    trainee.train()
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss, _ = trainee(batch, 0.5)
+        loss.backward()
+        optim.step()
+        optim.zero_grad()
+        for hook in after:
+            hook(0.5)
+
+    return step
+
+
+def data_table(c: Config) -> list[dict[str, Any]]:
+    """Share of the training time spent waiting for batches."""
+    from spikedistill.methods import ce
+
+    rows = []
+    for name, student in (("fashion-mini, small student", STUDENT), ("fashion-mini, ReLU twin", TEACHER)):
+        sets = data.load("fashion-mini", batch_size=64, augment="flip|shift(2)")
+        image = dict(classes=len(sets.classes), channels=sets.shape[0], mean=sets.mean, std=sets.std)
+        model = models.build(student, steps=c.steps, **image)
+        plan: Any = ce(model)
+        line = fit(Stage(sets.train, **vars(plan), epochs=1), progress=False)["epochs"][0]
+        rows.append({"name": name, "waited": line["waited_for_data"], "images_per_second": line["images_per_second"]})
+    return rows
+
+
+TABLES: dict[str, Callable[[Config], list[dict[str, Any]]]] = {
+    **{part: partial(network_table, part) for part in ("vgg", "sew_resnet18", "spikformer")},
+    "neuron": neuron_table,
+    "steps": steps_table,
+    "methods": methods_table,
+    "data": data_table,
+}
+
+
+def run(c: Config) -> list[dict[str, Any]]:
+    """Measure, write and print. Returns what was measured, a part each."""
+    out = Path(c.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError([f"out: cannot write to '{out}': {error.strerror}"]) from None
+    file = out / "speed.json"
+    found: dict[str, Any] = runs.read_json(file)["parts"] if file.exists() else {}
+    for part in c.parts:
+        rows = TABLES[part](c)
+        found[part] = {"rows": rows, "config": c.model_dump(), "machine": runs.machine(), "load": load()}
+        runs.write_json(file, {"parts": {p: found[p] for p in PARTS if p in found}})
+        for table in drawn(part, rows, c):
+            tables.show(table)
+    text = "\n".join(tables.markdown(t) for p in PARTS if p in found for t in drawn(p, found[p]["rows"], c))
+    about = runs.machine()
+    head = (
+        f"{about['processor']}, {about['threads']} threads, torch {about['versions']['torch']}; medians of {c.rounds} "
+    )
+    (out / "speed.md").write_text(f"{head}rounds (quartiles), made by `spikedistill bench`\n\n{text}")
+    if {"vgg", "steps"} <= found.keys():
+        figures.speed(found["vgg"]["rows"], found["steps"]["rows"], out / "speed.svg")
+    print(f"Tables: {out}")
+    return [found[part] for part in c.parts]
+
+
+def drawn(part: str, rows: list[dict[str, Any]], c: Config) -> list[tables.Table]:
+    """A part as tables of text."""
+    if part in ("vgg", "sew_resnet18", "spikformer"):
+        columns: dict[str, Callable[[dict[str, Any]], str]] = {
+            "library": lambda r: r["name"],
+            "train ms": lambda r: ms(r["train"]),
+            "x ours": lambda r: f"{r['train']['ms'] / rows[0]['train']['ms']:.2f}",
+            "infer ms": lambda r: ms(r["infer"]),
+            "x ours ": lambda r: f"{r['infer']['ms'] / rows[0]['infer']['ms']:.2f}",
+            "saved MiB": lambda r: number(r.get("saved_mib")),
+            "process grows MiB": lambda r: number(r.get("resident_mib")),
+            "first step s": lambda r: f"{r['first_step_s']:.1f}",
+        }
+        heads, cells = [*columns], [[text(r) for text in columns.values()] for r in rows]
+        return [tables.Table(heads, cells, f"{part}, 32x32x3, B = {c.batch}, T = {c.steps}")]
+    if part == "neuron":
+        cells = [[r["name"], ms(r["lif"]), ms(r["copy"]), f"{r['ratio']:.2f}"] for r in rows]
+        title = f"LIF alone, forward and backward, [{c.steps}, 64, 64, 16, 16], against a copy of as many bytes"
+        return [tables.Table(["type", "LIF ms", "copy ms", "ratio"], cells, title)]
+    if part == "steps":
+        cells = [[r["name"], ms(r["train"]), number(r["saved_mib"])] for r in rows]
+        return [tables.Table(["", "train ms", "saved MiB"], cells, "Cost by time steps, VGG, B = 8")]
+    if part == "methods":
+        cells = [[r["name"], ms(r["train"]), f"{r['ratio']:.2f}", f"{r['extra']:,}"] for r in rows]
+        heads = ["method", "step ms", "x ce", "training-only parameters"]
+        return [tables.Table(heads, cells, f"Methods at their defaults, {STUDENT}, teacher {TEACHER}, B = 64")]
+    cells = [[r["name"], f"{r['waited']:.1%}", f"{r['images_per_second']:,.0f}"] for r in rows]
+    return [tables.Table(["", "waits for data", "images/s"], cells, "Share of training spent waiting for data")]
+
+
+def ms(value: dict[str, float]) -> str:
+    return f"{value['ms']:.1f} ({value['low']:.1f}-{value['high']:.1f})"
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"
+
+
+def load() -> list[float] | None:
+    """Processes that wanted to run, averaged over 1, 5 and 15 minutes: above the threads, somebody disturbed."""
+    import os
+
+    return [*os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
