@@ -1,6 +1,7 @@
 """Every kernel is the reference: spikes to the bit, gradients against float64, statistics and running ones against torch."""
 
 import copy
+import sys
 import warnings
 from itertools import product
 
@@ -202,7 +203,8 @@ def test_norm_neuron_is_norm_then_neuron(kernel, training):
 def check_gradients(T, shape, layout, how, *, norm=None, static=False, seed=0, decay=0.6, gain=0.9):
     x = draw(1 if static else T, shape, layout, seed)
     norm64 = copy.deepcopy(norm).double() if norm else None
-    x64 = x.double().contiguous().requires_grad_()  # channels_last with N = 1 has wrong gradients in torch 2.13's own norm
+    # contiguous: channels_last with N = 1 has wrong gradients in the norm of torch 2.13 itself
+    x64 = x.double().contiguous().requires_grad_()
     decay64, gain64 = (of_each_neuron(c, x) for c in (decay, gain))
     u = x64 if norm is None else norm64(x64.flatten(0, 1)).unflatten(0, x.shape[:2])
     with torch.no_grad():
@@ -682,6 +684,21 @@ def test_a_missing_library_is_said_once(monkeypatch, tmp_path):
             kernels.neuron(x, 0.5, 0.5)
     finally:
         native.library.cache_clear()
+
+
+def test_missing_triton_is_said(monkeypatch):
+    monkeypatch.delitem(sys.modules, "spikedistill.neurons.kernels.gpu", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    kernels._gpu.cache_clear()
+    try:
+        with (
+            pytest.warns(UserWarning, match="triton is not installed"),
+            pytest.raises(ValueError, match="needs the package triton"),
+            kernels.use("triton"),
+        ):
+            pass
+    finally:
+        kernels._gpu.cache_clear()
 
 
 def test_there_is_one_pool_of_threads(built):
