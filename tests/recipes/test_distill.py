@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 import spikedistill
-from spikedistill import cli, data, runs
+from spikedistill import cli, data, models, runs
 from spikedistill.core.fit import Stage, fit
 from spikedistill.core.taps import infer
 from spikedistill.methods import bkd
@@ -294,3 +294,15 @@ def test_timing_of_help_and_import():
     code += "new = {m.split('.')[0] for m in set(sys.modules) - before}\n"
     code += "assert not new & {'lightning_fabric', 'matplotlib', 'pydantic', 'rich', 'torchvision', 'timm'}, new"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_recomputing_changes_no_number(pictures, tmp_path, monkeypatch):
+    results, asked, recompute = [], [], models.recompute
+    monkeypatch.setattr(models, "recompute", lambda model: asked.append(model) or recompute(model))
+    for flags in ([], ["--recompute"]):
+        out = tmp_path / f"run{len(flags)}"
+        command = ["distill", "--data", pictures, "--student", STUDENT, "--method", "ce", "--out", str(out), *QUICK]
+        cli_ok(*command, *flags)
+        results.append(spikedistill.load(out).state_dict())
+        assert len(asked) == len(flags)
+    assert all(torch.equal(v, results[1][k]) for k, v in results[0].items())

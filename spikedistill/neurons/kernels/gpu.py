@@ -9,8 +9,8 @@ its speed have been seen yet.
 from math import pi
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyrefly: ignore[missing-import]
+import triton.language as tl  # pyrefly: ignore[missing-import]
 from torch import Tensor
 
 from spikedistill.neurons.kernels import eager
