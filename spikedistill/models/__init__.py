@@ -18,6 +18,7 @@ from torch import nn
 
 from spikedistill.models import foreign
 from spikedistill.models.foreign import Foreign, measure_dims, module
+from spikedistill.models.layers import recompute
 from spikedistill.models.ms_resnet import ms_resnet18, ms_resnet34
 from spikedistill.models.qkformer import qkformer
 from spikedistill.models.resnet19 import ann_resnet18, ann_resnet34, resnet19
@@ -191,4 +192,4 @@ def _imported(name: str) -> Callable[..., Any]:
         raise SpecError([f"'{path}.py' cannot be imported: {type(error).__name__}: {error}"]) from error
 
 
-__all__ = ["GIVEN", "MODELS", "Foreign", "build", "check", "measure_dims", "module", "parameters", *MODELS]
+__all__ = ["GIVEN", "MODELS", "Foreign", "build", "check", "measure_dims", "module", "parameters", "recompute", *MODELS]

@@ -4,12 +4,15 @@ Every activation is [T, B, ...]. A layer without dynamics sees T and B as one ba
 dict are those of torch. T = 1 means "the same at every step": a static image goes through the first convolution once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from spikedistill.neurons import LIF, Neuron, Triangle, kernels, listened, make
 from spikedistill.spec import SpecError, near
@@ -177,3 +180,48 @@ def kaiming(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def recompute(model: nn.Module) -> nn.Module:
+    """Let each part of a model (stem, stages ...) keep its input alone and run again in the backward pass.
+
+    For large T: what is kept falls to the maps between the parts, plus one part at a time, for one more forward pass.
+    Outputs, gradients and running statistics are the same to the bit. A part with a tap inside keeps everything.
+    Changes `model`, not its state dict, and returns it. Raises ValueError where no part has a convolution.
+    """
+    parts = [part for part in model.children() if _convolves(part)]
+    if len(parts) == 1 and any(map(_convolves, parts[0].children())):
+        recompute(parts[0])
+        return model
+    if not parts:
+        raise ValueError(f"{type(model).__name__} has no parts with convolutions to compute again")
+    for part in parts:
+        part.forward = partial(_forgetful, part)
+    return model
+
+
+def _convolves(module: nn.Module) -> bool:
+    return any(isinstance(m, nn.Conv2d) for m in module.modules())
+
+
+def _forgetful(part: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    forward, inside = partial(type(part).forward, part, **kwargs), [*part.modules()]
+    if not torch.is_grad_enabled() or any(map(listened, inside[1:])):
+        return forward(*args)
+    again = _second_run([(m, m.training) for m in inside])
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
+
+
+@contextmanager
+def _second_run(modes: Sequence[tuple[nn.Module, bool]]) -> Iterator[None]:
+    """Modules in the modes of the first run, and with copies of their buffers: a norm counts a batch once."""
+    now = [(m, m.training, dict(m._buffers)) for m, _ in modes]
+    try:
+        for m, mode in modes:
+            m.training = mode
+            m._buffers.update({k: v.clone() for k, v in m._buffers.items() if v is not None})
+        yield
+    finally:
+        for m, mode, buffers in now:
+            m.training = mode
+            m._buffers.update(buffers)

@@ -90,6 +90,8 @@ class Config(BaseModel):
     """Where to train."""
     devices: Annotated[int, Field(ge=1)] = 1
     """Processes (DDP), one a device; --accelerator cpu takes as many as you like."""
+    recompute: bool = False
+    """Keep only what lies between the student's stages and compute the rest again in backward: for large T."""
     out: str = "runs/distill"
     """Folder of the run. An interrupted run in it goes on; anything else in it is never overwritten."""
     overwrite: bool = False
@@ -261,6 +263,8 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
     student = rewritten(models.build(student or c.student, steps=c.steps, **image), c, data.shape)
     if teacher is None and c.teacher:
         teacher = runs.load(c.teacher) if Path(c.teacher).exists() else models.build(c.teacher, **image)
+    if c.recompute:
+        models.recompute(student)
     probe = {k: v[:, :2] if v.ndim == 5 else v[:2] for k, v in next(iter(data.test)).items()}
     for name, model in (("student", student), ("teacher", teacher)):
         if model is not None:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 import spikedistill
-from spikedistill import cli, data, optim, runs
+from spikedistill import cli, data, models, optim, runs
 from spikedistill.core.fit import Stage, fit
 from spikedistill.core.taps import infer
 from spikedistill.methods import bkd
@@ -325,3 +325,15 @@ def test_frames_are_counted_by_their_second_axis(tmp_path):
     how = dict(student="small(widths=(3, 4))", methods="ce", epochs=1, batch=10, progress=False, steps=3)
     result = distill(data=frames, **how, out=str(tmp_path / "run"))
     assert result["test"]["samples"] == 10 and len(result["test"]["by_step"]) == 3
+
+
+def test_recomputing_changes_no_number(pictures, tmp_path, monkeypatch):
+    results, asked, recompute = [], [], models.recompute
+    monkeypatch.setattr(models, "recompute", lambda model: asked.append(model) or recompute(model))
+    for flags in ([], ["--recompute"]):
+        out = tmp_path / f"run{len(flags)}"
+        command = ["distill", "--data", pictures, "--student", STUDENT, "--method", "ce", "--out", str(out), *QUICK]
+        cli_ok(*command, *flags)
+        results.append(spikedistill.load(out).state_dict())
+        assert len(asked) == len(flags)
+    assert all(torch.equal(v, results[1][k]) for k, v in results[0].items())

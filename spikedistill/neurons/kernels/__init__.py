@@ -1,11 +1,15 @@
 """The fast neurons, with the signature of `neurons.functional`. This file is the one place that chooses between them.
 
-Native C serves float32 and bfloat16 on the CPU and is built when the package is installed; eager, in plain torch, all
-else, CUDA included.
+native  C, for float32 and bfloat16 on the CPU; built when the package is installed
+triton  for CUDA, where triton is installed
+eager   plain torch, for everything else
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -21,10 +25,12 @@ _forced = "auto"
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """`with use("eager"):` or "native", "auto": force a kernel, to test and to compare. For the process."""
+    """`with use("eager"):` or "native", "triton", "auto": force a kernel, to test and to compare. For the process."""
     global _forced
-    if name not in ("auto", "eager", "native"):
-        raise ValueError(f"no kernel {name!r}: auto, eager, native")
+    if name not in ("auto", "eager", "native", "triton"):
+        raise ValueError(f"no kernel {name!r}: auto, eager, native, triton")
+    if name == "triton" and _gpu() is None:
+        raise ValueError("the kernel 'triton' needs the package triton, which is not installed")
     before, _forced = _forced, name
     try:
         yield
@@ -40,7 +46,20 @@ def choose(x: Tensor) -> ModuleType:
         if not native.takes(x):
             raise ValueError(f"the native kernel takes float32 and bfloat16 on the CPU, not {x.dtype} on {x.device}")
         return native
+    if _forced == "triton" or x.is_cuda:
+        gpu = _gpu()
+        return gpu if gpu and (_forced == "triton" or gpu.takes(x)) else eager
     return native if native.takes(x) and native.library() else eager
+
+
+@cache
+def _gpu() -> ModuleType | None:
+    """The Triton kernels, or None, with one warning."""
+    try:
+        return import_module("spikedistill.neurons.kernels.gpu")
+    except ImportError:
+        warnings.warn("triton is not installed: spiking layers run in plain torch on the GPU, slower", stacklevel=2)
+        return None
 
 
 ops.define(choose)

@@ -27,15 +27,18 @@ def affine(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     return invstd, invstd if norm.weight is None else norm.weight.to(x.dtype) * invstd
 
 
+def shift(x: Tensor, norm: Norm, scale: Tensor) -> Tensor:
+    """bias - mean scale, [C], in the dtype of x."""
+    product = norm.mean.to(x.dtype) * scale
+    return -product if norm.bias is None else norm.bias.to(x.dtype) - product
+
+
 def normalized(x: Tensor, norm: Norm | None) -> Tensor:
     """The currents of the neuron, from x in float32 (or float64)."""
     if norm is None:
         return x
     _, scale = affine(x, norm)
-    shift = -(norm.mean.to(x.dtype) * scale)
-    if norm.bias is not None:
-        shift = norm.bias.to(x.dtype) + shift
-    return x * per_channel(scale) + per_channel(shift)
+    return x * per_channel(scale) + per_channel(shift(x, norm, scale))
 
 
 def charge(v: Tensor | None, u: Tensor, t: int, how: How) -> Tensor:

@@ -78,10 +78,11 @@ def channels_last(x: Tensor) -> bool:
     return all(n == 1 or s == w for n, s, w in zip(x.shape, x.stride(), want))
 
 
-def empty(x: Tensor, steps) -> Tensor:
+def empty(x: Tensor, steps, dtype: torch.dtype | None = None) -> Tensor:
     """Memory for [steps, ...] in the layout of a dense x."""
     shape = x.shape[1:]
-    return torch.empty_strided((steps, *shape), (prod(shape), *x.stride()[1:]), dtype=x.dtype, device=x.device)
+    strides = (prod(shape), *x.stride()[1:])
+    return torch.empty_strided((steps, *shape), strides, dtype=dtype or x.dtype, device=x.device)
 
 
 def match(grad: Tensor, x: Tensor) -> Tensor:
