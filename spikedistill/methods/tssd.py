@@ -78,27 +78,27 @@ class Temporal(nn.Module):
 class Spatial(nn.Module):
     """`spatial_loss` of the weak classifiers, averaged over them."""
 
-    def __init__(self, heads: nn.ModuleList, tau: float = 2.0, target: str = "step"):
+    def __init__(self, heads: Sequence[Head], tau: float = 2.0, target: str = "step"):
         super().__init__()
-        self.heads, self.tau, self.target = heads, tau, target
+        self.heads, self.tau, self.target = nn.ModuleList(heads), tau, target
         self.taps = {"student": [tap for head in heads for tap in head.taps["student"]]}
 
     def forward(self, step: Step) -> Tensor:
         final = step.student.logits
-        return sum(spatial_loss(head(step), final, self.tau, self.target) for head in self.heads) / len(self.heads)
+        return torch.stack([spatial_loss(head(step), final, self.tau, self.target) for head in self.heads]).mean()
 
 
 class WeakLabels(nn.Module):
     """Cross-entropy of the weak classifiers' time means, averaged over them."""
 
-    def __init__(self, heads: nn.ModuleList):
+    def __init__(self, heads: Sequence[Head]):
         super().__init__()
-        self.heads = heads
+        self.heads = nn.ModuleList(heads)
         self.taps = {"student": [tap for head in heads for tap in head.taps["student"]]}
 
     def forward(self, step: Step) -> Tensor:
         y = step.batch["y"]
-        return sum(nn.functional.cross_entropy(rate(head(step)), y) for head in self.heads) / len(self.heads)
+        return torch.stack([nn.functional.cross_entropy(rate(head(step)), y) for head in self.heads]).mean()
 
 
 def tssd(
@@ -145,7 +145,7 @@ def tssd(
         loss["tssd_time"] = (alpha * scale, Temporal(tau))
     if beta or weak_ce:
         made = [(tap, c, outputs) for tap, c in chosen]
-        heads = nn.ModuleList(Head(*m) if weak == "pooled" else WeakConv(*m, copy.deepcopy(neuron[0])) for m in made)
+        heads = [Head(*m) if weak == "pooled" else WeakConv(*m, copy.deepcopy(neuron[0])) for m in made]
         loss["tssd_space"] = (beta * scale, Spatial(heads, tau, target))
         loss["tssd_weak"] = (weak_ce, WeakLabels(heads))
     return Plan(passes, {k: v for k, v in loss.items() if v[0]}, lambda batch, _: lengthened(batch, short, long))
