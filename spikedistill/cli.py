@@ -17,16 +17,35 @@ KINDS = ("methods", "models", "data", "recipes")
 
 
 @app.command(name="list")
-def list_(kind: Literal["methods", "models", "data", "recipes"] | None = None) -> None:
-    """List methods, models, data or recipes, a line each; all four where none is named."""
+def list_(kind: Literal["methods", "models", "data", "recipes"] | None = None, *, markdown: bool = False) -> None:
+    """List methods, models, data or recipes, a line each; all four where none is named.
+
+    markdown: methods as the table of docs/methods.md: what each needs, and what it goes with.
+    """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    if markdown:
+        if kind != "methods":
+            raise SpecError(["--markdown is for methods: spikedistill list methods --markdown"])
+        from spikedistill.catalogue import page
+
+        return print(page(), end="")
     for name in [kind] if kind else KINDS:
-        table = Table("name", "what it is", title=name, title_justify="left", box=None, pad_edge=False)
+        heads = ["name", "year", "paper", "evidence", "what it is"] if name == "methods" else ["name", "what it is"]
+        table = Table(*heads, title=name, title_justify="left", box=None, pad_edge=False)
         for entry, text in catalogue(name).items():
-            table.add_row(entry, text)
+            table.add_row(entry, *map(escape, _paper(entry) if name == "methods" else ()), text)
         Console().print(table)
+
+
+def _paper(method: str) -> tuple[str, str, str]:
+    """Year, paper and evidence level."""
+    from spikedistill.catalogue import card
+
+    about = card(things("methods")[method])
+    return about.year, about.paper, about.evidence
 
 
 def catalogue(kind: str) -> dict[str, str]:
@@ -83,6 +102,11 @@ def show(name: str) -> None:
         table_of(*config_rows(module.Config))
     else:
         table_of(*setting_rows(function, skip=2 if kind == "methods" else 0))
+    if kind == "methods":
+        from spikedistill.catalogue import ours
+
+        for where, row in ours(name):
+            print(f"\nours, {where}: " + ", ".join(f"{head} {cell}" for head, cell in row.items() if cell))
 
 
 def _paragraphs(function: Callable) -> str:

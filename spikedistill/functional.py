@@ -1,4 +1,4 @@
-"""What several methods use: formulas, pure functions of tensors and means over the batch, and the pairing of taps."""
+"""What several methods use: formulas, pure functions of tensors and means over the batch; taps in pairs; rewrites."""
 
 from collections.abc import Sequence
 
@@ -124,3 +124,17 @@ def potential(model: nn.Module, tap: str, who: str) -> str:
     if not (tap or inside):
         raise TapError(f"{who}: {type(model).__name__} has no spiking neurons to take potentials from")
     return tap or f"{inside[-1]}.v"
+
+
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the submodule of this name, in the mode of the model."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module.train(model.training))
+
+
+def record(model: nn.Module, text: str) -> None:
+    """Add a rewrite to `model.spec`, where it has one, so that a saved model can be built again."""
+    spec = getattr(model, "spec", None)
+    if isinstance(spec, dict):
+        done = spec | {"transforms": [*spec.get("transforms", ()), text]}
+        setattr(model, "spec", done)  # noqa: B010, an attribute that nn.Module does not declare

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from spikedistill.core.output import rate
 from spikedistill.core.schedule import Schedule, at
 from spikedistill.core.step import Objective, Step
-from spikedistill.functional import kd_loss, linear_cka, step_losses
+from spikedistill.functional import kd_loss, kd_per_step, linear_cka, step_losses
 
 
 class CE(nn.Module):
@@ -30,6 +30,17 @@ class KD(nn.Module):
 
     def forward(self, step: Step) -> Tensor:
         return kd_loss(rate(step[self.s].logits), rate(step[self.t].logits), at(self.tau, step.progress))
+
+
+class KDPerStep(nn.Module):
+    """`kd_per_step` from the time-mean teacher: what `PerStep(KD(tau))` is where the teacher has T = 1."""
+
+    def __init__(self, tau: float):
+        super().__init__()
+        self.tau = tau
+
+    def forward(self, step: Step) -> Tensor:
+        return kd_per_step(step.student.logits, rate(step.teacher.logits), self.tau)
 
 
 class PerStep(nn.Module):

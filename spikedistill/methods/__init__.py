@@ -12,6 +12,8 @@ from spikedistill.methods.energy_efficient_kd import (
     energy_efficient_kd,  # 2021 Lee et al., arXiv:2106.07172, in the style of
 )
 from spikedistill.methods.full_range_kd import full_range_kd  # 2025 Yu et al., ICML, arXiv:2501.15925
+from spikedistill.methods.hsd import hsd  # 2024 Zhong et al., ACM MM, arXiv:2409.12507
+from spikedistill.methods.hta_kl import hta_kl  # 2025 Zhang et al., arXiv:2504.20445, in the style of, experimental
 from spikedistill.methods.joint_a_snn import joint_a_snn  # 2023 Guo et al., Pattern Recognition, arXiv:2305.02099
 from spikedistill.methods.kd import kd  # 2015 Hinton et al., arXiv:1503.02531
 from spikedistill.methods.kd_snn_liang import kd_snn_liang  # 2024 Liang et al., IJCNN, in the style of
@@ -25,6 +27,7 @@ from spikedistill.methods.strong2weak import strong2weak  # 2025 Ding et al., Ne
 from spikedistill.methods.tet import tet  # 2022 Deng et al., ICLR, arXiv:2202.11946
 from spikedistill.methods.tks import tks  # 2024 Dong et al., IEEE TAI, arXiv:2304.06540
 from spikedistill.methods.tser import tser  # 2025 Yu et al., CVPR, arXiv:2503.03144
+from spikedistill.methods.tssd import tssd  # 2024 Zuo et al., arXiv:2406.07862
 
 METHODS = {name: function for name, function in sorted(globals().items()) if isfunction(function)}
 del METHODS["isfunction"]

@@ -38,7 +38,6 @@ from spikedistill.objectives import CE
 from spikedistill.spec import NonNegative, Positive, Share
 
 Preset = Literal["paper", "official_code"]
-Cam = Literal["auto", "grad"]
 
 
 def grid(x: Tensor) -> Tensor:  # [T, B, C, H, W], or tokens [T, B, N, C] of a square image -> [T, B, C, H, W]
@@ -118,8 +117,7 @@ class SAMD(nn.Module):
 
     def forward(self, step: Step) -> Tensor:
         student = wide(grid(step.student.taps[self.s])).sum((0, 2))
-        target = self.target(step)
-        target = matched(target[:, None], student[:, None], self.resize, "ckdsnn")[:, 0]
+        target = matched(self.target(step)[:, None], student[:, None], self.resize, "ckdsnn")[:, 0]
         return samd_loss(student, target, self.temperature, self.preset)
 
     def target(self, step: Step) -> Tensor:  # -> [B, H, W]
@@ -161,7 +159,7 @@ def ckdsnn(
     map_temperature: Positive = 2.0,
     tau: Positive = 2.0,
     noise: Share = 0.1,
-    cam: Cam = "auto",
+    cam: Literal["auto", "grad"] = "auto",
     resize: bool = False,
     preset: Preset = "paper",
 ) -> Plan:
@@ -171,8 +169,8 @@ def ckdsnn(
     beta: weight of the map term.  gamma: weight of the logits term.
     map_temperature: of the softmax over pixels.  tau: temperature of the logits.
     noise: size of the noise in the logits, or its share of the mixture with official_code.
-    cam: auto for the weights of the teacher's last layer where it is linear on the channels of the tap, else grad: a
-    gradient, by one more pass of the teacher.
+    cam: auto weighs channels by the teacher's last layer where that is linear on the channels of the tap, and otherwise
+    does as grad does, by a gradient and one more pass of the teacher.
     resize: interpolate a teacher map of another height and width.
     preset: official_code for the authors' code, see above.
     """

@@ -82,7 +82,7 @@ def soft_loss(
 class Spikes(nn.Module):
     """A loss of the output spikes of student and teacher, times `scale` (None for the number of classes).
 
-    Looks whether the outputs are spikes at the start of training only: a look makes a GPU wait.
+    Looks whether the outputs are spikes in evaluation and at the start of training only: a look makes a GPU wait.
     """
 
     def __init__(self, loss: Callable[..., Tensor], scale: float | None = 1.0, **settings: Any):
@@ -92,7 +92,7 @@ class Spikes(nn.Module):
     def forward(self, step: Step) -> Tensor:
         s, t = step.student.logits, step.teacher.logits
         for name, z in (("student", s), ("teacher", t)):
-            if step.progress == 0 and not ((z == 0) | (z == 1)).all():
+            if (step.progress == 0 or not self.training) and not ((z == 0) | (z == 1)).all():
                 how = 'take a model with a spiking head, such as small(head="spiking"), or set signal="potential"'
                 raise ValueError(f"distilling_spikes: the outputs of the {name} are not spikes: {how}")
         return (self.scale or s.shape[-1]) * self.loss(s, t, **self.settings)

@@ -12,9 +12,10 @@ Evidence: code
 KL is summed over classes and averaged over steps and batch; neither z_t nor e gets a gradient (through the mean of all
 steps none would flow in any case). With alpha = beta = 0 this is TET's cross-entropy. Without the self term the loss of
 the mean of the first T' steps is at most T / T' times that of all T, which is why one training serves every T' <= T.
-The paper has tau = 3 for CIFAR and CIFAR10-DVS and 1 for ImageNet; on events its teacher sees the mean frame.
+The paper has tau = 3 for CIFAR and CIFAR10-DVS and 1 for ImageNet.
 Differs from the authors' code: alpha and beta are the README's, the scripts have 0 without flags; the number of right
-steps is clamped at 1 where they add 1e-8. `fallback="skip"` is that of a later work of the group,
+steps is clamped at 1 where they add 1e-8; of events a teacher sees every frame and its logits are averaged, where
+theirs sees the mean frame once. `fallback="skip"` is that of a later work of the group,
 https://arxiv.org/abs/2510.06254: samples without a right step leave the self term, which is then a mean over the rest.
 """
 
@@ -27,7 +28,7 @@ from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan, Terms
 from spikedistill.core.step import Pass, Step
 from spikedistill.functional import kd_per_step
-from spikedistill.objectives import CE, PerStep
+from spikedistill.objectives import CE, KDPerStep, PerStep
 from spikedistill.spec import NonNegative, Positive
 
 Preset = Literal["paper", "official_code"]
@@ -51,17 +52,6 @@ def twsd_loss(z: Tensor, y: Tensor, tau: float, preset: Preset = "paper", fallba
     # a sample that is its own target adds nothing to value or gradient
     kept = torch.where(some[:, None], target, z)
     return kd_per_step(z, kept, tau) * len(some) / some.sum().clamp_min(1)
-
-
-class TWKL(nn.Module):
-    """`kd_per_step` from the time-mean teacher."""
-
-    def __init__(self, tau: float = 3.0):
-        super().__init__()
-        self.tau = tau
-
-    def forward(self, step: Step) -> Tensor:
-        return kd_per_step(step.student.logits, rate(step.teacher.logits), self.tau)
 
 
 class TWSD(nn.Module):
@@ -92,7 +82,7 @@ def full_range_kd(
     preset: paper takes all steps as the ensemble, official_code those that are right.
     fallback: for a sample without a right step, a uniform target or skip it; only with official_code.
     """
-    loss: Terms = {"ce_steps": (1.0, PerStep(CE()))}
-    loss |= {"twkl": (alpha, TWKL(tau))} if alpha else {}
+    loss: Terms = {"ce_per_step": (1.0, PerStep(CE()))}
+    loss |= {"twkl": (alpha, KDPerStep(tau))} if alpha else {}
     loss |= {"twsd": (beta, TWSD(tau, preset, fallback))} if beta else {}
     return Plan({"student": Pass(student, grad=True), "teacher": Pass(teacher)}, loss)

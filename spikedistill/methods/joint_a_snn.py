@@ -20,23 +20,22 @@ statistics of norms are over all steps at once; frames in ANN mode are averaged.
 """
 
 import copy
-from collections.abc import Iterable, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from spikedistill.core.output import Output, rate
+from spikedistill.core.output import Output
 from spikedistill.core.plan import Plan
 from spikedistill.core.step import Pass, Step
 from spikedistill.core.taps import published
-from spikedistill.functional import soft_cross_entropy, wide
+from spikedistill.functional import classes_of, put, record, wide
 from spikedistill.neurons import Neuron, ReLU
 from spikedistill.spec import Count, NonNegative, Positive, Share, SpecError
 
-Model = TypeVar("Model", bound=nn.Module)
 Readout = Literal["sum", "mean"]
 
 
@@ -67,25 +66,18 @@ def factorise(model: nn.Module) -> nn.Module:
         raise SpecError([f"factorise: {type(model).__name__} has no plain convolution"])
     for conv in plain:
         parametrize.register_parametrization(conv, "weight", Factors())
-    if isinstance(spec := getattr(model, "spec", None), dict):
-        done = spec | {"transforms": [*spec.get("transforms", []), "factorise"]}
-        setattr(model, "spec", done)  # noqa: B010, an attribute that nn.Module does not declare
+    record(model, "factorise")
     return model
 
 
-def twin(model: Model) -> Model:
+def twin(model: nn.Module) -> Any:
     """The ANN mode of a factorised model: a copy with ReLU for neurons; it shares U, V and linear biases."""
-    ann = copy.deepcopy(model)
-    for name, module in model.named_modules():
-        other = ann.get_submodule(name)
-        if (ours := factors(module)) is not None and (theirs := factors(other)) is not None:
-            theirs.original0, theirs.original2 = ours.original0, ours.original2
-        elif isinstance(module, nn.Linear):
-            other.bias = module.bias
+    shared = [p for m in model.modules() if (kept := factors(m)) for p in (kept.original0, kept.original2)]
+    shared += [m.bias for m in model.modules() if isinstance(m, nn.Linear)]
+    ann = copy.deepcopy(model, {id(p): p for p in shared})  # what is in the memo is taken as it is
     for name, module in model.named_modules():
         if isinstance(module, Neuron):
-            parent, _, leaf = name.rpartition(".")
-            setattr(ann.get_submodule(parent), leaf, ReLU())
+            put(ann, name, ReLU())
     return ann
 
 
@@ -109,41 +101,27 @@ class Exit(nn.Module):
         return self.head(f), f
 
 
-Exits = list[Tensor]  # one an exit, the last one last: logits [B, C] or features [B, c]
+def label_loss(z: Tensor, y: Tensor) -> Tensor:  # [exits, B, C], [B] or [B, C] -> []
+    """Cross-entropy of every exit, summed over the exits."""
+    return torch.stack([F.cross_entropy(logits, y) for logits in z]).sum()
 
 
-def label_loss(a: Exits, n: Exits, y: Tensor) -> Tensor:
-    return torch.stack([F.cross_entropy(z, y) for z in (*a, *n)]).sum()
+def soft_loss(z: Tensor, target: Tensor, tau: float) -> Tensor:  # [exits, B, C], [exits or 1, B, C] -> []
+    """tau^2 times the soft cross-entropy, summed over the exits; the target gets no gradient."""
+    h = -(F.softmax(target.detach() / tau, -1) * F.log_softmax(z / tau, -1)).sum(-1)
+    return tau**2 * h.mean(1).sum()
 
 
-def soft_loss(logits: Tensor, target: Tensor, tau: float) -> Tensor:  # [B, C], [B, C] -> []
-    """tau^2 times the soft cross-entropy, mean over the batch; the target gets no gradient."""
-    return tau**2 * soft_cross_entropy(logits / tau, F.softmax(target.detach() / tau, -1)).mean()
-
-
-def self_loss(a: Exits, tau: float) -> Tensor:
-    return sum((soft_loss(early, a[-1], tau) for early in a[:-1]), torch.zeros((), device=a[-1].device))
-
-
-def cross_loss(n: Exits, a: Exits, tau: float) -> Tensor:
-    return torch.stack([soft_loss(student, target, tau) for student, target in zip(n, a)]).sum()
-
-
-def feature_loss(student: Exits, ann: Exits) -> Tensor:
-    return torch.stack([(wide(s) - wide(a.detach())).square().sum(1).mean() for s, a in zip(student, ann)]).sum()
+def feature_loss(student: Tensor, ann: Tensor) -> Tensor:  # [exits, B, c], [exits, B, c] -> []
+    """Squared error, summed over channels and exits; the ANN gets no gradient."""
+    return (wide(student) - wide(ann.detach())).square().sum(2).mean(1).sum()
 
 
 class JointASNN(nn.Module):
     """L, with the early exits of both modes."""
 
     def __init__(
-        self,
-        exits: Sequence[nn.Module],
-        taps: Sequence[str],
-        alpha: float = 0.1,
-        beta: float = 1.024e-3,
-        tau: float = 3.0,
-        readout: Readout = "sum",
+        self, exits: Sequence[nn.Module], taps: Sequence[str], alpha: float, beta: float, tau: float, readout: Readout
     ):
         super().__init__()
         self.alpha, self.beta, self.tau, self.readout = alpha, beta, tau, readout
@@ -153,18 +131,18 @@ class JointASNN(nn.Module):
             factorise(self.snn)
         self.ann = twin(self.snn)
 
-    def read(self, exits: Iterable[nn.Module], out: Output, total: bool) -> tuple[Exits, Exits]:
-        """Logits and features of all exits, over time."""
+    def read(self, exits: nn.ModuleList, out: Output, readout: Readout) -> tuple[Tensor, Tensor]:
+        """Logits [exits, B, C] and features [exits, B, c] of all exits, the last one last."""
         *early, last = (out.taps[tap] for tap in self.taps["student"])
         pairs = [branch(x) for branch, x in zip(exits, early)] + [(out.logits, last.mean((-2, -1)))]
-        over_time = (lambda x: x.sum(0)) if total else rate
-        return [over_time(z) for z, _ in pairs], [over_time(f) for _, f in pairs]
+        z, f = (torch.stack(over_time, 1) for over_time in zip(*pairs))  # [T, exits, B, ...]
+        return (z.sum(0), f.sum(0)) if readout == "sum" else (z.mean(0), f.mean(0))
 
     def forward(self, step: Step) -> Tensor:
-        n, fs = self.read(self.snn, step.student, self.readout == "sum")
-        a, fa = self.read(self.ann, step["ann"], False)
-        soft = self_loss(a, self.tau) + cross_loss(n, a, self.tau)
-        loss = (1 - self.alpha) * label_loss(a, n, step.batch["y"]) + self.alpha * soft
+        n, fs = self.read(self.snn, step.student, self.readout)
+        a, fa = self.read(self.ann, step["ann"], "mean")
+        soft = soft_loss(a[:-1], a[-1:], self.tau) + soft_loss(n, a, self.tau)
+        loss = (1 - self.alpha) * label_loss(torch.cat([a, n]), step.batch["y"]) + self.alpha * soft
         return loss + self.beta * feature_loss(fs, fa)
 
 
@@ -192,17 +170,15 @@ def joint_a_snn(
     last, out = published(student, "", "student")
     taps: Sequence[str] = exits or [tap for tap in getattr(student, "dims", ()) if tap != last]
     early = [published(student, tap, "student") for tap in taps]
-    neuron = next((m for m in student.modules() if isinstance(m, Neuron)), None)
-    linear = [m for m in student.modules() if isinstance(m, nn.Linear)]
     strides = strides or [2 ** (len(early) - i) for i in range(len(early))]
-    if neuron is None or not (classes or linear):
-        what = "no spiking neurons" if neuron is None else "no linear layer: set classes="
-        raise SpecError([f"joint_a_snn: the student ({type(student).__name__}) has {what}"])
     if len(strides) != len(early):
         raise SpecError([f"joint_a_snn.strides: {len(strides)} strides for {len(early)} early exits"])
+    neuron = next((m for m in student.modules() if isinstance(m, Neuron)), None)
+    if neuron is None:
+        raise SpecError([f"joint_a_snn: the student ({type(student).__name__}) has no spiking neurons"])
+    size = classes_of(student, classes, "joint_a_snn")
     if all(factors(m) is None for m in student.modules()):
         factorise(student)
-    size = classes or linear[-1].out_features
     branches = [Exit(channels, k, width, out, size, neuron) for (_, channels), k in zip(early, strides)]
     objective = JointASNN(branches, [*(tap for tap, _ in early), last], alpha, beta, tau, readout)
     passes = {"student": Pass(student, grad=True), "ann": Pass(twin(student), grad=True)}

@@ -166,9 +166,8 @@ def kdsnn(
         taps, teacher_taps, dims = paired(student, teacher, *last, "kdsnn")
     if variant == "pooled":
         term: nn.Module = Pooled(taps[0], teacher_taps[0], dims[0])
-    elif variant == "feature":
-        term = Features(taps, teacher_taps, dims, transforms, resize=resize)
     else:
-        term = Features(taps, teacher_taps, dims, distance=mean_square, decay=1.0, resize=resize)
+        distance, decay = (mean_square, 1.0) if variant == "mse" else (partial_distance, 0.5)
+        term = Features(taps, teacher_taps, dims, transforms, distance, decay, resize)
     weight = {"feature": 1e-3, "mse": 1.0, "pooled": 7e-5}[variant] if weight is None else weight
     return Plan(passes, {"ce": (1.0, CE()), **({"kdsnn": (weight, term)} if weight else {})})

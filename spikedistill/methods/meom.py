@@ -152,7 +152,7 @@ def meom(
     resample: draw the masks once, or for every batch.  seed: of the masks that are drawn once.
     """
     tap, _ = published(teacher, teacher_tap, "teacher")
-    loss: Terms = {"ce_steps": (1.0, PerStep(CE()))}
+    loss: Terms = {"ce_per_step": (1.0, PerStep(CE()))}
     loss |= {"tmpd": (tmpd, TMPD(teacher, tap, rho, lam, tau, level, resample, seed))} if tmpd else {}
     loss |= {"tpd": (tpd, TPD(tpd_tau or tau))} if tpd else {}
     return Plan({"student": Pass(student, grad=True), "teacher": Pass(teacher)}, loss)

@@ -14,12 +14,13 @@
 Reference: Sun, Duan, Huang, Zhang, Smith, Gong, Kuhlmann 2026, https://arxiv.org/abs/2605.14252, ELA and STA.
 Evidence: code
 KL is summed over classes and averaged over steps and batch. alpha and beta are the README's for all data sets; tau is 3
-throughout. Events reach the teacher as their mean frame.
+throughout.
 What to know: at a wrong step the copied logit passes its gradient to the true class, twice, and the wrongly preferred
 one gets none. Where the teacher is sure, "min" lowers both classes to its smaller value, so L_ELA alone may push the
 true class down; cross-entropy outweighs that at alpha = 0.6. With T = 2 there is one other step, so STA makes the two
 steps swap targets. The cosine depends on the offset of logits, unlike the rest: `center` removes it.
-Differs from the authors' code: no 1e-8 in the entropy. Ours: `teacher_mode` other than min, `temperature`, `center`.
+Differs from the authors' code: no 1e-8 in the entropy; of events a teacher sees every frame and its logits are
+averaged, where theirs sees the mean frame once. Ours: `teacher_mode` other than min, `temperature`, `center`.
 """
 
 from math import log
@@ -116,7 +117,7 @@ def seal_kd(
     temperature: of STA's weights over steps; 1 gives nearly even ones.
     center: subtract the class mean before the cosine of STA.
     """
-    loss: Terms = {"ce_steps": (1.0, PerStep(CE()))}
+    loss: Terms = {"ce_per_step": (1.0, PerStep(CE()))}
     loss |= {"ela": (alpha, ELA(tau, teacher_mode))} if alpha else {}
     loss |= {"sta": (beta, STA(tau, temperature, center))} if beta else {}
     return Plan({"student": Pass(student, grad=True), "teacher": Pass(teacher)}, loss)

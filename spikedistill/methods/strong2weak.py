@@ -13,7 +13,8 @@ Reference: Ding, Zuo, Jing, Yang, He, Xie, NeurIPS 2025, https://arxiv.org/abs/2
 Evidence: paper text
 KL is summed over classes and averaged over the batch. The paper's tau (its alpha) is 2 and its weight (its lambda) 1;
 QKFormer wants 0.01. Whether tau^2 belongs to the KL is not stated and its pseudo-code has none: none here, or
-`scale_tau2=True`, where the weight w acts as w tau^2 does without. With one step, or ts = tw, the loss is 0.
+`scale_tau2=True`, where the weight w acts as w tau^2 does without. With one step the loss is 0, and with "plain" also
+where ts = tw.
 Differs from the paper: the teaching step gets no gradient, as elsewhere in distillation; its pseudo-code stops none
 (`detach_teacher=False`). The default is the cascade, on events its best; `variant="plain"` is its basic form. With
 several processes con is averaged over them, so that all choose the same steps.

@@ -18,34 +18,16 @@ term is not. A spiking teacher is averaged over time first.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan
 from spikedistill.core.step import Pass, Step
-from spikedistill.functional import kd_loss
-from spikedistill.objectives import CE, PerStep
+from spikedistill.objectives import CE, KDPerStep, PerStep
 from spikedistill.spec import NonNegative, Positive, Share
-
-
-def tskl_loss(z: Tensor, teacher: Tensor, tau: float) -> Tensor:  # [T, B, C], [B, C] -> []
-    """tau^2 KL of every time step with the teacher; the teacher gets no gradient."""
-    return kd_loss(z.flatten(0, 1), teacher.repeat(len(z), 1), tau)
 
 
 def entropy(z: Tensor, tau: float) -> Tensor:  # [T, B, C] -> []
     """Mean entropy of the softened outputs, in nats."""
     log_p = F.log_softmax(z / tau, -1)
     return -(log_p.exp() * log_p).sum(-1).mean()
-
-
-class TSKL(nn.Module):
-    """`tskl_loss` of the student with the time mean of the teacher."""
-
-    def __init__(self, tau: float = 3.0):
-        super().__init__()
-        self.tau = tau
-
-    def forward(self, step: Step) -> Tensor:
-        return tskl_loss(step.student.logits, rate(step.teacher.logits), self.tau)
 
 
 class Entropy(nn.Module):
@@ -79,7 +61,7 @@ def tser(
     """
     loss: dict = {
         "ce_per_step": (1 - alpha if ce_weight is None else ce_weight, PerStep(CE())),
-        "tser": (alpha if kd_weight is None else kd_weight, TSKL(tau)),
+        "tser": (alpha if kd_weight is None else kd_weight, KDPerStep(tau)),
     }
     if gamma:
         loss["entropy"] = (-gamma, Entropy(entropy_tau or tau))

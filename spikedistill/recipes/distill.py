@@ -436,6 +436,7 @@ def rehearse(stage: Stage, batch: dict[str, torch.Tensor]) -> None:
     from spikedistill.core.fit import Passes
 
     with eval_mode(trainee), torch.no_grad():
+        batch = trainee.prepare(batch, 0.5)
         step = Step(batch, Passes(trainee, batch), 0.5)
         for name, (_, objective) in trainee.loss.items():
             try:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from spikedistill.core.plan import Plan
+from spikedistill.methods.hsd import hsd_convert, hsd_quantise  # 2024 Zhong et al., ACM MM, arXiv:2409.12507
 from spikedistill.methods.joint_a_snn import factorise  # 2023 Guo et al., Pattern Recognition, arXiv:2305.02099
 from spikedistill.spec import SpecError, bind, near, parse, settings
 from spikedistill.transforms import unstructured_pruning as pruning
@@ -22,6 +23,8 @@ from spikedistill.transforms.unstructured_pruning import unstructured_pruning  #
 
 TRANSFORMS: dict[str, Callable[..., nn.Module]] = {
     "factorise": factorise,
+    "hsd_convert": hsd_convert,
+    "hsd_quantise": hsd_quantise,
     "merge": merge,
     "tt_snn": tt_snn,
     "unstructured_pruning": unstructured_pruning,

@@ -1,4 +1,4 @@
-"""What rewrites of a model share: choosing modules, putting others in their place, folding back, writing down."""
+"""What rewrites of a model share: choosing modules, folding back, writing down."""
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from spikedistill.core.taps import eval_mode
+from spikedistill.functional import record
 from spikedistill.spec import SpecError
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -22,20 +23,6 @@ def selects(where: Where, name: str, module: nn.Module) -> bool:
     if callable(where):
         return where(name, module)
     return any(fnmatchcase(name, pattern) for pattern in ([where] if isinstance(where, str) else where))
-
-
-def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace the submodule of this name, in the mode of the model."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module.train(model.training))
-
-
-def record(model: nn.Module, text: str) -> None:
-    """Add a rewrite to `model.spec`, where it has one, so that a saved model can be built again."""
-    spec = getattr(model, "spec", None)
-    if isinstance(spec, dict):
-        done = spec | {"transforms": [*spec.get("transforms", ()), text]}
-        setattr(model, "spec", done)  # noqa: B010, an attribute that nn.Module does not declare
 
 
 def written(transform: str, **settings: Any) -> str:

@@ -28,9 +28,10 @@ import torch.nn.functional as F
 from annotated_types import Gt, Le
 from torch import Tensor, nn
 
+from spikedistill.functional import put, record
 from spikedistill.models.layers import Conv2d, MaxPool2d
 from spikedistill.spec import Count, SpecError
-from spikedistill.transforms.rewrite import Where, merge, put, record, selects, written
+from spikedistill.transforms.rewrite import Where, merge, selects, written
 from spikedistill.transforms.vbmf import estimated_rank
 
 Mode = Literal["sequential", "parallel", "half"]

@@ -32,8 +32,9 @@ from torch.nn.utils import parametrize
 from spikedistill.core.plan import Plan
 from spikedistill.core.schedule import between
 from spikedistill.core.step import Batch, Pass, Step
+from spikedistill.functional import put, record
 from spikedistill.spec import Count, NonNegative, Positive, Share, SpecError
-from spikedistill.transforms.rewrite import put, record, written
+from spikedistill.transforms.rewrite import written
 from spikedistill.transforms.survey import survey
 
 

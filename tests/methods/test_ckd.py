@@ -185,6 +185,9 @@ def test_settings_reach_the_terms():
     assert (labels.lam, labels.phi, event.lam, event.phi) == (0.2, 0.9, 0.2, 0.9) and align.tap == "stage1"
     assert event.weights is align.weights and align.weights.eta is not None and len(align.weights.eta) == 7
     assert labels.head.tap == "stage1" and labels.weights is None
+    term = ckd(student, teacher, tau=1.5, divergence="mse", kd_per_step=True, mask_replaced=True).loss["ckd"][1]
+    assert isinstance(term, CKD)
+    assert (term.tau, term.divergence, term.per_step, term.mask_replaced) == (1.5, "mse", True, True)
 
 
 def test_replace_source_says_which():

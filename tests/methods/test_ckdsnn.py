@@ -193,8 +193,10 @@ def test_nld_invariants(preset):
         torch.testing.assert_close(nld_loss(s, v, draw, 3.0, 0.0, preset), kd_loss(s, v, 3.0))
     even = torch.full((3, 4), 1.7, dtype=D)
     torch.testing.assert_close(nld_loss(even, v, draw, 3.0, 0.4), kd_loss(even, v, 3.0))
-    sure = torch.tensor([[400.0, 0, 0, 0]] * 3)
-    assert nld_loss(sure, -sure, torch.ones(3, 4), 1.0, 0.4, preset).isfinite()
+    sure = torch.tensor([[400.0, 0, 0, 0]] * 3, requires_grad=True)
+    value = nld_loss(sure, torch.zeros(3, 4), torch.tensor([[1.0, 0, 0, 0]]), 1.0, 0.4, preset)
+    (grad,) = torch.autograd.grad(value, sure)
+    assert value.isfinite() and grad.isfinite().all()
 
 
 @presets
@@ -230,7 +232,7 @@ def test_both_maps_agree_on_a_linear_layer_after_the_mean(steps):
     assert teacher.training and all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
     assert not teacher.get_submodule("stage2")._forward_hooks
     with torch.no_grad():
-        torch.testing.assert_close(grad_cam(teacher, x, "stage2"), graded)
+        torch.testing.assert_close(grad_cam(teacher.requires_grad_(False), x, "stage2"), graded)
 
 
 def test_grad_cam_by_finite_differences():

@@ -22,6 +22,8 @@ from spikedistill.methods import (
     distilling_spikes,
     energy_efficient_kd,
     full_range_kd,
+    hsd,
+    hta_kl,
     joint_a_snn,
     kd,
     kd_snn_liang,
@@ -35,6 +37,7 @@ from spikedistill.methods import (
     tet,
     tks,
     tser,
+    tssd,
 )
 from spikedistill.objectives import CE
 from tests.methods.toy import spiking, toy_batch, toy_student, toy_teacher
@@ -85,6 +88,12 @@ ENROLLED = {
     "ckd, shared": partial(ckd, phases="constant", divergence="mse", kd_per_step=True, exponent=60.0, shared_head=True),
     "meom": partial(meom, rho=0.6, lam=0.3, tau=2.0, tpd_tau=1.5, tmpd=0.7, tpd=0.2),
     "meom, channel": partial(meom, level="channel", teacher_tap="stage1", tpd=0, seed=4),
+    "hta_kl": partial(hta_kl, weight=0.7, tau=3.0, delta=0.8, scope="region"),
+    "hta_kl, per step": partial(hta_kl, time="per_step", tau=1.5, weight_grad=True),
+    "hsd": partial(hsd, init="none", weight=0.7, tau=3.0),
+    "hsd, code": partial(hsd, init="none", preset="official_code", tau=1.5),
+    "tssd": partial(tssd, alpha=0.7, beta=0.4, tau=3.0, long=5, weak_ce=0.3),
+    "tssd, conv": partial(tssd, weak="conv", taps=("stage1", "stage2"), target="mean", scale_tau2=False),
 }
 every = pytest.mark.parametrize("build", ENROLLED.values(), ids=ENROLLED.keys())
 
@@ -140,7 +149,8 @@ def test_a_mean_over_the_batch(build):
 @every
 def test_each_term_needs_only_the_taps_it_declares(build):
     student, teacher = toy_student(), toy_teacher()
-    trainee, batch = trainee_of(build, student, teacher), toy_batch()
+    trainee = trainee_of(build, student, teacher)
+    batch = trainee.prepare(toy_batch(), 0.5)
     for name, (_, objective) in trainee.loss.items():
         taps = getattr(objective, "taps", {})
         passes = {k: infer(p.model, batch[p.x], p.steps, taps.get(k, ())) for k, p in trainee.passes.items()}

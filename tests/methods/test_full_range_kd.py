@@ -8,8 +8,8 @@ import torch
 from spikedistill.core.output import Output
 from spikedistill.core.step import Step
 from spikedistill.functional import kd_loss, kd_per_step
-from spikedistill.methods.full_range_kd import TWKL, TWSD, ensemble_of_right, full_range_kd, twsd_loss
-from spikedistill.objectives import CE, PerStep
+from spikedistill.methods.full_range_kd import TWSD, ensemble_of_right, full_range_kd, twsd_loss
+from spikedistill.objectives import CE, KDPerStep, PerStep
 from tests.methods.toy import toy_student, toy_teacher
 
 D = torch.float64
@@ -70,7 +70,7 @@ def case(steps=4, batch=5, classes=3, seed=0):
 def test_golden_values():
     assert PerStep(CE())(step_of(GOLD)).item() == pytest.approx(0.860645, abs=1e-6)
     for tau, twkl, mean, right in ((3.0, 1.034992, 0.269153, 0.549321), (1.0, 0.529402, 0.256515, 0.456491)):
-        assert TWKL(tau)(step_of(GOLD)).item() == pytest.approx(twkl, abs=1e-6)
+        assert KDPerStep(tau)(step_of(GOLD)).item() == pytest.approx(twkl, abs=1e-6)
         assert twsd_loss(GOLD, LABEL, tau).item() == pytest.approx(mean, abs=1e-6)
         assert twsd_loss(GOLD, LABEL, tau, "official_code").item() == pytest.approx(right, abs=1e-6)
     assert total_of(step_of(GOLD)).item() == pytest.approx(1.202220, abs=1e-6)
@@ -98,7 +98,7 @@ def test_teacher_term_in_loops_with_a_teacher_that_has_time():
     teacher = torch.randn(3, 5, 3, dtype=D)
     mean = [[sum(teacher[t, b, c].item() for t in range(3)) / 3 for c in range(3)] for b in range(5)]
     expected = sum(kl_in_loops(mean[b], z[t, b].tolist(), 2.5) for t in range(4) for b in range(5)) / 20
-    assert TWKL(2.5)(step_of(z, teacher)).item() == pytest.approx(expected, rel=1e-9)
+    assert KDPerStep(2.5)(step_of(z, teacher)).item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_whole_with_other_weights():
@@ -137,7 +137,7 @@ def test_nothing_flows_through_the_self_target(preset, fallback):
 def test_nothing_flows_to_the_teacher():
     z, v, y = case()
     v = v[None].requires_grad_()
-    grad, none = torch.autograd.grad(TWKL(2.5)(step_of(z, v, y)), [z, v], allow_unused=True)
+    grad, none = torch.autograd.grad(KDPerStep(2.5)(step_of(z, v, y)), [z, v], allow_unused=True)
     assert none is None
     expected = 2.5 * (torch.softmax(z / 2.5, -1) - torch.softmax(v / 2.5, -1)) / 20
     torch.testing.assert_close(grad, expected.detach())
@@ -147,16 +147,16 @@ def test_every_step_bounds_the_mean():
     z, v, y = case()
     step = step_of(z, v[None], y)
     assert PerStep(CE())(step) > CE()(step)
-    assert TWKL(2.0)(step) > kd_loss(z.mean(0), v, 2.0)
+    assert KDPerStep(2.0)(step) > kd_loss(z.mean(0), v, 2.0)
     for same in (z[:1], z[:1].expand(4, -1, -1)):
         step = step_of(same, v[None], y)
         torch.testing.assert_close(PerStep(CE())(step), CE()(step))
-        torch.testing.assert_close(TWKL(2.0)(step), kd_loss(same[0], v, 2.0))
+        torch.testing.assert_close(KDPerStep(2.0)(step), kd_loss(same[0], v, 2.0))
 
 
 def test_all_steps_bound_the_first_ones():
     z, v, y = case()
-    whole = PerStep(CE())(step_of(z, v[None], y)) + 0.2 * TWKL(2.0)(step_of(z, v[None], y))
+    whole = PerStep(CE())(step_of(z, v[None], y)) + 0.2 * KDPerStep(2.0)(step_of(z, v[None], y))
     for cut in (1, 2, 3):
         first = CE()(step_of(z[:cut], v[None], y)) + 0.2 * kd_loss(z[:cut].mean(0), v, 2.0)
         assert first <= 4 / cut * whole
@@ -188,9 +188,9 @@ def test_a_teacher_of_every_step():
 def test_builder():
     student, teacher = toy_student(), toy_teacher()
     plan = full_range_kd(student, teacher)
-    assert {k: w for k, (w, _) in plan.loss.items()} == {"ce_steps": 1.0, "twkl": 0.2, "twsd": 0.5}
+    assert {k: w for k, (w, _) in plan.loss.items()} == {"ce_per_step": 1.0, "twkl": 0.2, "twsd": 0.5}
     twkl, twsd = plan.loss["twkl"][1], plan.loss["twsd"][1]
-    assert isinstance(twkl, TWKL) and isinstance(twsd, TWSD)
+    assert isinstance(twkl, KDPerStep) and isinstance(twsd, TWSD)
     assert (twkl.tau, twsd.tau, twsd.preset, twsd.fallback) == (3.0, 3.0, "paper", "uniform")
-    assert set(full_range_kd(student, teacher, alpha=0, beta=0).loss) == {"ce_steps"}
+    assert set(full_range_kd(student, teacher, alpha=0, beta=0).loss) == {"ce_per_step"}
     assert plan.passes["student"].grad and not plan.passes["teacher"].grad

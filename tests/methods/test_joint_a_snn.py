@@ -18,12 +18,10 @@ from spikedistill.methods import bkd, joint_a_snn
 from spikedistill.methods.joint_a_snn import (
     Exit,
     Factors,
-    cross_loss,
     factorise,
     factors,
     feature_loss,
     label_loss,
-    self_loss,
     soft_loss,
     twin,
 )
@@ -58,7 +56,7 @@ def labels_in_loops(x, y):
 
 def test_golden_value_is_kl_and_entropy_of_the_target():
     n, a = torch.tensor([[2.0, 1, -1]], dtype=D), torch.tensor([[3.0, 1, -2]], dtype=D)
-    value = soft_loss(n, a, 3.0)
+    value = soft_loss(n[None], a[None], 3.0)
     assert value.item() == pytest.approx(8.513769, abs=1e-6)
     q = torch.softmax(a / 3, 1)
     kl = (q * (q.log() - torch.log_softmax(n / 3, 1))).sum()
@@ -102,14 +100,14 @@ def test_loss_in_loops(readout, frames):
 
 def test_the_mask_of_the_authors_changes_nothing():
     """Their squared error counts where either value is positive; counts and ReLU outputs are never negative."""
-    s = [torch.rand(3, 5, dtype=D).mul(3).floor(), torch.rand(3, 5, dtype=D)]
-    a = [torch.rand(3, 5, dtype=D), (torch.rand(3, 5, dtype=D) - 0.5).relu()]
+    s = torch.stack([torch.rand(3, 5, dtype=D).mul(3).floor(), torch.rand(3, 5, dtype=D)])
+    a = torch.stack([torch.rand(3, 5, dtype=D), (torch.rand(3, 5, dtype=D) - 0.5).relu()])
     masked = sum((((x > 0) | (y > 0)) * (x - y) ** 2).sum() / 3 for x, y in zip(s, a))
     torch.testing.assert_close(feature_loss(s, a), masked)
 
 
 def test_authors_beta_at_their_batch():
-    s, a = [torch.rand(1024, 5, dtype=D)], [torch.rand(1024, 5, dtype=D)]
+    s, a = torch.rand(1, 1024, 5, dtype=D), torch.rand(1, 1024, 5, dtype=D)
     default = objective_of(joint_a_snn(toy_student())).beta
     assert (default * feature_loss(s, a)).item() == pytest.approx(1e-6 * ((s[0] - a[0]) ** 2).sum().item(), rel=1e-9)
 
@@ -180,8 +178,8 @@ def run(loss) -> Any:
     trainee = Trainee(Stage([batch], **vars(plan)))
     objective = objective_of(plan)
     objective.forward = lambda step: loss(
-        *objective.read(objective.snn, step.student, True),
-        *objective.read(objective.ann, step["ann"], False),
+        *objective.read(objective.snn, step.student, "sum"),
+        *objective.read(objective.ann, step["ann"], "mean"),
         batch["y"],
     )
     trainee(batch, 0.0)[0].backward()
@@ -193,9 +191,9 @@ def run(loss) -> Any:
 @pytest.mark.parametrize(
     "loss",
     [
-        lambda n, fs, a, fa, y: cross_loss(n, a, 3.0),
+        lambda n, fs, a, fa, y: soft_loss(n, a, 3.0),
         lambda n, fs, a, fa, y: feature_loss(fs, fa),
-        lambda n, fs, a, fa, y: label_loss(a[:0], n, y),
+        lambda n, fs, a, fa, y: label_loss(n, y),
     ],
     ids=["cross", "feature", "label"],
 )
@@ -223,7 +221,7 @@ def test_features_pull_the_snn_alone():
 
 
 def test_losses_of_the_ann_leave_what_the_snn_has_alone():
-    student, ann, objective, kinds = run(lambda n, fs, a, fa, y: label_loss(a, n[:0], y) + self_loss(a, 3.0))
+    student, ann, objective, kinds = run(lambda n, fs, a, fa, y: label_loss(a, y) + soft_loss(a[:-1], a[-1:], 3.0))
     for own, other in ((ann, student), (objective.ann, objective.snn)):
         theirs, ours = kinds(other), kinds(own)
         assert theirs["sigma"] == theirs["norm"] == theirs["head"] == 0
@@ -231,18 +229,21 @@ def test_losses_of_the_ann_leave_what_the_snn_has_alone():
 
 
 def test_the_last_exit_teaches_and_does_not_learn_from_the_others():
-    _, ann, objective, _ = run(lambda n, fs, a, fa, y: self_loss(a, 3.0))
+    _, ann, objective, _ = run(lambda n, fs, a, fa, y: soft_loss(a[:-1], a[-1:], 3.0))
     assert ann.head.weight.grad is None or ann.head.weight.grad.abs().max() == 0
     late = [p.grad for n, p in ann.stage2.named_parameters() if "original1" in n or "norm" in n]
     assert all(g is None or g.abs().max() == 0 for g in late)
     assert ann.stem.norm.weight.grad.abs().max() > 0 and objective.ann[0].head.weight.grad.abs().max() > 0
 
 
-def test_self_loss_leaves_out_the_last_exit_and_cross_loss_does_not():
-    a, n = [torch.randn(2, 3, dtype=D) for _ in range(3)], [torch.randn(2, 3, dtype=D) for _ in range(3)]
-    assert self_loss(a, 2.0).item() == pytest.approx(sum(soft_in_loops(x, a[2], 2.0) for x in a[:2]))
-    assert cross_loss(n, a, 2.0).item() == pytest.approx(sum(soft_in_loops(x, t, 2.0) for x, t in zip(n, a)))
-    assert self_loss(a[:1], 2.0) == 0
+def test_soft_loss_of_several_exits_with_one_target_and_with_one_each():
+    a, n = torch.randn(3, 2, 3, dtype=D), torch.randn(3, 2, 3, dtype=D)
+    assert soft_loss(a[:-1], a[-1:], 2.0).item() == pytest.approx(sum(soft_in_loops(x, a[2], 2.0) for x in a[:2]))
+    assert soft_loss(n, a, 2.0).item() == pytest.approx(sum(soft_in_loops(x, t, 2.0) for x, t in zip(n, a)))
+    assert soft_loss(a[:0], a[:1], 2.0) == 0
+    n.requires_grad_(), a.requires_grad_()
+    grad, none = torch.autograd.grad(soft_loss(n, a, 2.0), [n, a], allow_unused=True)
+    assert none is None and grad.abs().max() > 0
 
 
 def test_exits_of_four_stages_end_in_maps_of_4x4():

@@ -147,8 +147,8 @@ def test_the_teacher_stays_as_it_was():
 def test_without_masking_it_is_the_plain_per_step_term():
     teacher, x = toy_teacher(), toy_batch()["x"]
     z, v = torch.randn(3, 4, 4), infer(teacher, x).logits[0]
-    for how in (dict(lam=0.0), dict(rho=1.0)):
-        objective = TMPD(teacher, "stage2", tau=1.7, **how)
+    for rho, lam in ((0.5, 0.0), (1.0, 0.5)):
+        objective = TMPD(teacher, "stage2", rho, lam, tau=1.7)
         torch.testing.assert_close(objective(step_of(z, x)), kd_per_step(z, v, 1.7))
     masked = TMPD(teacher, "stage2", rho=0.5, tau=1.7)(step_of(z, x))
     assert abs(masked - kd_per_step(z, v, 1.7)) > 1e-4
@@ -212,7 +212,7 @@ def test_gradients():
 def test_builder():
     student, teacher = toy_student(), toy_teacher()
     plan = meom(student, teacher)
-    assert {k: w for k, (w, _) in plan.loss.items()} == {"ce_steps": 1.0, "tmpd": 0.5, "tpd": 0.3}
+    assert {k: w for k, (w, _) in plan.loss.items()} == {"ce_per_step": 1.0, "tmpd": 0.5, "tpd": 0.3}
     tmpd, tpd = plan.loss["tmpd"][1], plan.loss["tpd"][1]
     assert isinstance(tmpd, TMPD) and isinstance(tpd, TPD)
     assert (tmpd.tap, tmpd.rho, tmpd.lam, tmpd.tau, tpd.tau) == ("stage2", 0.9, 0.5, 3.0, 3.0)
@@ -227,4 +227,4 @@ def test_builder():
     assert (plan.loss["tmpd"][0], plan.loss["tpd"][0]) == (0.2, 0.1)
     z = torch.randn(3, 4, 4)
     assert tpd(step_of(z, None)) == tpd_loss(z, 1.5)
-    assert set(meom(student, teacher, tmpd=0, tpd=0).loss) == {"ce_steps"}
+    assert set(meom(student, teacher, tmpd=0, tpd=0).loss) == {"ce_per_step"}

@@ -117,9 +117,10 @@ def test_ela_in_loops(mode):
 
 @pytest.mark.parametrize(("temperature", "center"), [(1.0, False), (0.3, True)])
 def test_sta_in_loops(temperature, center):
-    z, _, _ = case()
+    z, v, y = case()
     expected = sta_in_loops(z.detach(), 2.0, temperature, center)
     assert sta_loss(z, 2.0, temperature, center).item() == pytest.approx(expected, rel=1e-6)
+    assert STA(2.0, temperature, center)(step_of(z, v, y)).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_ela_without_errors_is_the_plain_term():
@@ -215,7 +216,7 @@ def test_half_precision():
 def test_builder():
     student, teacher = toy_student(), toy_teacher()
     plan = seal_kd(student, teacher)
-    assert {k: w for k, (w, _) in plan.loss.items()} == {"ce_steps": 1.0, "ela": 0.6, "sta": 0.15}
+    assert {k: w for k, (w, _) in plan.loss.items()} == {"ce_per_step": 1.0, "ela": 0.6, "sta": 0.15}
     ela, sta = plan.loss["ela"][1], plan.loss["sta"][1]
     assert isinstance(ela, ELA) and isinstance(sta, STA)
     assert (ela.tau, ela.teacher_mode, sta.tau, sta.temperature, sta.center) == (3.0, "min", 3.0, 1.0, False)
@@ -224,4 +225,4 @@ def test_builder():
     assert isinstance(ela, ELA) and isinstance(sta, STA)
     assert (ela.tau, ela.teacher_mode, sta.tau, sta.temperature, sta.center) == (2.0, "mean", 2.0, 0.4, True)
     assert (plan.loss["ela"][0], plan.loss["sta"][0]) == (0.2, 0.1)
-    assert set(seal_kd(student, teacher, alpha=0, beta=0).loss) == {"ce_steps"}
+    assert set(seal_kd(student, teacher, alpha=0, beta=0).loss) == {"ce_per_step"}

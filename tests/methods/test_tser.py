@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from spikedistill.core.output import Output
 from spikedistill.core.step import Step
-from spikedistill.functional import kd_loss
+from spikedistill.functional import kd_loss, kd_per_step
 from spikedistill.methods import tser
-from spikedistill.methods.tser import TSKL, Entropy, entropy, tskl_loss
-from spikedistill.objectives import CE, PerStep
+from spikedistill.methods.tser import Entropy, entropy
+from spikedistill.objectives import CE, KDPerStep, PerStep
 from tests.methods.toy import toy_student, toy_teacher
 
 D = torch.float64
@@ -53,8 +53,8 @@ def in_loops(z, v, y, tau, ce, kd, gamma, entropy_tau):
 
 def test_golden_values():
     assert PerStep(CE())(Step({"y": Y}, {"student": Output(Z)})).item() == pytest.approx(0.860645, abs=1e-6)
-    assert tskl_loss(Z, V, 2.0).item() == pytest.approx(0.873904, abs=2e-6)
-    assert tskl_loss(Z, V, 2.0).item() / 4 == pytest.approx(0.218476, abs=1e-6)
+    assert kd_per_step(Z, V, 2.0).item() == pytest.approx(0.873904, abs=2e-6)
+    assert kd_per_step(Z, V, 2.0).item() / 4 == pytest.approx(0.218476, abs=1e-6)
     assert entropy(Z, 2.0).item() == pytest.approx(0.987202, abs=1e-6)
     assert entropy(Z, 1.0).item() == pytest.approx(0.749797, abs=1e-6)
     assert total(plan_of(tau=2.0, alpha=0.5, gamma=0.1), Z, V, Y).item() == pytest.approx(0.768555, abs=1e-6)
@@ -92,11 +92,11 @@ def test_never_below_the_terms_of_the_time_mean():
         z, v, y = torch.randn(3, 1, 5, dtype=D) * 3, torch.randn(1, 5, dtype=D) * 3, torch.tensor([2])
         mean = z.mean(0)
         assert PerStep(CE())(Step({"y": y}, {"student": Output(z)})) >= F.cross_entropy(mean, y)
-        assert tskl_loss(z, v, 2.0) >= kd_loss(mean, v, 2.0)
+        assert kd_per_step(z, v, 2.0) >= kd_loss(mean, v, 2.0)
         p = torch.softmax(z / 2, -1).mean(0)
         assert entropy(z, 2.0) <= -(p * p.log()).sum()
         same = mean.repeat(3, 1, 1)
-        torch.testing.assert_close(tskl_loss(same, v, 2.0), kd_loss(mean, v, 2.0))
+        torch.testing.assert_close(kd_per_step(same, v, 2.0), kd_loss(mean, v, 2.0))
 
 
 def test_order_of_time_and_a_constant_change_nothing():
@@ -143,20 +143,20 @@ def test_no_gradient_to_the_teacher_and_a_gradient_to_every_step():
     grad, none = torch.autograd.grad(total(plan_of(), z, v, torch.tensor([0, 1])), [z, v], allow_unused=True)
     assert none is None and (grad.flatten(1).abs().amax(1) > 0).all()
     closed = torch.softmax(z / 3, -1) - torch.softmax(v.mean(0) / 3, -1)
-    (grad,) = torch.autograd.grad(tskl_loss(z, v.mean(0), 3.0), z)
+    (grad,) = torch.autograd.grad(kd_per_step(z, v.mean(0), 3.0), z)
     torch.testing.assert_close(grad, 3 * closed / 6)
 
 
 def test_large_half_precision_logits_stay_finite():
     z = (torch.eye(4)[None].repeat(2, 1, 1) * 100 - 50).half()
-    for value in (tskl_loss(z, z[0].flip(0), 2.0), entropy(z, 2.0)):
+    for value in (kd_per_step(z, z[0].flip(0), 2.0), entropy(z, 2.0)):
         assert value.isfinite()
 
 
 def test_defaults():
     loss = plan_of().loss
     assert {k: w for k, (w, _) in loss.items()} == {"ce_per_step": 0.5, "tser": 0.5, "entropy": -0.1}
-    assert isinstance(loss["tser"][1], TSKL) and isinstance(loss["entropy"][1], Entropy)
+    assert isinstance(loss["tser"][1], KDPerStep) and isinstance(loss["entropy"][1], Entropy)
     assert loss["tser"][1].tau == loss["entropy"][1].tau == 3.0
     loss = plan_of(tau=2.0, entropy_tau=5.0).loss
     assert (loss["tser"][1].tau, loss["entropy"][1].tau) == (2.0, 5.0)
