@@ -116,6 +116,8 @@ def config_rows(config: Any) -> tuple[str, list[tuple[str, str, str, str]]]:
 
     rows = []
     for name, f in config.model_fields.items():
+        if f.exclude:
+            continue
         kind = getattr(f.annotation, "__name__", None) or str(f.annotation).replace("typing.", "")
         limits = [str(m).replace("=", " ").lower() for m in f.metadata if type(m).__name__ in ("Gt", "Ge", "Lt", "Le")]
         default = "required" if f.default is PydanticUndefined else repr(f.default)
@@ -144,6 +146,12 @@ def distill(*tokens: Tokens) -> None:
 
 
 @app.command(help_flags=[])
+def compare(*tokens: Tokens) -> None:
+    """Compare methods: same student, teacher, data and budget, paired seeds (`spikedistill compare --help`)."""
+    start("compare", tokens)
+
+
+@app.command(help_flags=[])
 def run(recipe: str = "", *tokens: Tokens) -> None:
     """Run a recipe: `spikedistill run quickstart`; its flags: `spikedistill run quickstart --help`."""
     from spikedistill.recipes import RECIPES
@@ -159,7 +167,7 @@ def run(recipe: str = "", *tokens: Tokens) -> None:
 def start(recipe: str, tokens: Sequence[str]) -> None:
     """Parse flags into a recipe's config, report every mistake at once, and run it."""
     from spikedistill.recipes import RECIPES
-    from spikedistill.recipes.distill import check, read
+    from spikedistill.recipes.distill import read
 
     module = RECIPES[recipe]
     if "--help" in tokens or "-h" in tokens:
@@ -172,12 +180,12 @@ def start(recipe: str, tokens: Sequence[str]) -> None:
         settings, mistakes = from_file | settings, mistakes + wrong
     c, wrong = read(settings, module.Config)
     mistakes += wrong
-    if c is not None and module is RECIPES["distill"]:
-        mistakes += check(c)[1]
+    if c is not None and hasattr(module, "check"):
+        mistakes += module.check(c)[1]
     if mistakes:
         raise SpecError(mistakes)
     result = module.run(c)
-    if isinstance(result, dict):
+    if module is RECIPES["distill"]:
         report(result)
 
 
