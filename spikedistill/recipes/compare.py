@@ -105,6 +105,7 @@ class Row:
     methods: tuple[str, ...]
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     own: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def chosen(self) -> list[tuple[str, dict[str, Any]]]:
@@ -256,16 +257,16 @@ def plans(c: Config, rows: Sequence[Row]) -> tuple[list[Row], dict[str, Any], li
         except (SpecError, ValueError) as error:
             mistakes += [f"row '{row.name}': {m}" for m in getattr(error, "mistakes", [str(error)])]
             continue
-        after = own.state_dict()
-        if before.keys() != after.keys() or any(not torch.equal(v, after[k]) for k, v in before.items()):
-            mistakes.append(
-                f"row '{row.name}' changes the student before training: it cannot share one with the others"
-            )
-        elif not any(p.grad and p.model is own for p in plan.passes.values()):
+        after, note = own.state_dict(), ""
+        if {k: v.shape for k, v in before.items()} != {k: v.shape for k, v in after.items()}:
+            note = "rewrites the student before training, so it shares no initialisation with the others"
+        elif any(not torch.equal(v, after[k]) for k, v in before.items()):
+            note = "starts from weights of its own, so it shares no initialisation with the others"
+        if not any(p.grad and p.model is own for p in plan.passes.values()):
             mistakes.append(f"row '{row.name}' does not train the student: it cannot share one with the others")
         if not any(p.model is teacher for p in plan.passes.values()):
             row = row.of({"teacher": None})
-        ready.append(row)
+        ready.append(replace(row, note=note))
     return ready, {"data": data, "student": student, "teacher": teacher}, mistakes
 
 
@@ -653,13 +654,14 @@ def summary(
     kinds = {json.dumps(v, sort_keys=True) for v in versions.values()}
     notes = [f"not finished: {', '.join(missing)}"] if missing else []
     notes += [f"made by {len(kinds)} sets of versions: " + "; ".join(sorted(kinds))] if len(kinds) > 1 else []
+    notes += [f"{row.name} {row.note}" for row in rows if row.note]
     if strangers := strange(c, rows):
         notes.append(f"not in this comparison, left alone: {', '.join(strangers)}")
     if c.tune:
         notes.append(
             f"{c.tune} trials a row of {c.tune_epochs or c.epochs} epochs chose learning rate and weights on validation"
         )
-    title = f"{c.data}, {c.student}, T = {c.steps}, {c.epochs} epochs, {len(c.seeds)} seed{'s' * (len(c.seeds) > 1)}"
+    title = f"{c.data}, {c.student}, T = {c.steps}, {_many(c.epochs, 'epoch')}, {_many(len(c.seeds), 'seed')}"
     result = {
         "title": title,
         "baseline": baseline,
@@ -677,6 +679,10 @@ def summary(
     }
     write(result, c)
     return result
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count != 1)
 
 
 def settings_of(c: Config, row: Row) -> dict[str, Any]:

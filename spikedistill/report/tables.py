@@ -24,7 +24,7 @@ def show(table: Table) -> None:
 
     drawn = Rich(title=escape(table.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, head in enumerate(table.heads):
-        drawn.add_column(head, justify="right" if i else "left")
+        drawn.add_column(head, justify="right" if i else "left", no_wrap=not i)
     for row in table.rows:
         drawn.add_row(*map(escape, row))
     Console().print(drawn)
