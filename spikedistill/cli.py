@@ -267,6 +267,21 @@ def report(result: dict[str, Any]) -> None:
     print(f"student             {Path(result['out']) / 'student.safetensors'}")
 
 
+@app.command(name="report")
+def report_(path: Path, *, out: Path | None = None, figures: Path | None = None) -> None:
+    """Write one HTML file about a run or a comparison.
+
+    Parameters
+    ----------
+    path: a run folder, or the folder of a comparison.
+    out: the file to write, by default report.html in that folder.
+    figures: a folder for each figure as SVG and PDF.
+    """
+    from spikedistill.report import page
+
+    print(page.write(path, out, figures))
+
+
 @app.command
 def cp(recipe: str, target: Path | None = None) -> None:
     """Copy a recipe's file into your folder, to change it and run it with python."""

@@ -34,7 +34,8 @@ from spikedistill import data as data_sets
 from spikedistill import models, runs
 from spikedistill.core.fit import Stage, fit
 from spikedistill.recipes import distill, tuning
-from spikedistill.report import comparison, tables
+from spikedistill.report import comparison, energy, tables
+from spikedistill.report.activity import activity
 from spikedistill.spec import SpecError, near, parse
 
 
@@ -671,6 +672,8 @@ def summary(
         "notes": notes,
         "rows": compared,
         "teacher": teacher_row(c),
+        "references": references(c, results, baseline),
+        "jobs": c.jobs,
         "settings": c.model_dump(include={*COMMON}),
         "origin": runs.read_json(out / "origin.json"),
         "machine": runs.machine(),
@@ -708,6 +711,18 @@ def teacher_row(c: Config) -> dict[str, Any] | None:
         "parameters": result["parameters"]["student"],
         "seconds": result["train_seconds"],
     }
+
+
+def references(c: Config, results: Mapping[str, Mapping[int, Any]], baseline: str) -> list[dict[str, Any]] | None:
+    """Energy of the baseline's student, the teacher and the ANN of the student's shape, as `energy.table` has it."""
+    measured = next((r["activity"] for r in results.get(baseline, {}).values() if "synapses" in r["activity"]), None)
+    if measured is None:
+        return None
+    teacher = None
+    if c.teacher and Path(c.teacher).exists():
+        data = load_data(c)
+        teacher = activity(runs.load(c.teacher), data.valid or data.test, samples=50)
+    return energy.table(measured, teacher)
 
 
 def strange(c: Config, rows: Sequence[Row]) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from statistics import mean, stdev
 from typing import Any
 
+from spikedistill.report import energy
 from spikedistill.report.paired import Difference, difference
 from spikedistill.report.tables import Table
 from spikedistill.report.tables import csv as as_csv
@@ -63,6 +64,9 @@ def measures(name: str, of: Mapping[int, Result]) -> Row:
         values = [get(r) for r in results]
         return mean(values) if values and all(v is not None for v in values) else None
 
+    joules = [energy.per_sample(r["activity"]) for r in results]
+    known = [e for e in joules if e is not None]
+    spent = {k: mean(e[k] for e in known) if len(known) == len(joules) else None for k in ("compute", "total")}
     return {
         "name": name,
         "seeds": list(of),
@@ -75,6 +79,8 @@ def measures(name: str, of: Mapping[int, Result]) -> Row:
         "rate": average(lambda r: r["activity"]["rate"]),
         "ac": average(lambda r: r["activity"]["operations"]["ac"]),
         "mac": average(lambda r: r["activity"]["operations"]["mac"]),
+        "energy_compute_nj": spent["compute"],
+        "energy_nj": spent["total"],
         "seconds": average(lambda r: r["train_seconds"]),
         "peak_memory_bytes": average(lambda r: r["peak_memory_bytes"]),
         "parameters": results[0]["parameters"]["student"],
@@ -151,6 +157,7 @@ COST: list[tuple[str, Callable[[Row], str]]] = [
     ("rate", lambda r: number(r["rate"], "{:.3f}")),
     ("M adds", lambda r: number(r["ac"] and r["ac"] / 1e6, "{:.2f}")),
     ("M mults", lambda r: number(r["mac"] and r["mac"] / 1e6, "{:.2f}")),
+    ("nJ", lambda r: number(r["energy_nj"], "{:,.0f}")),
     ("train s", lambda r: number(r["seconds"], "{:.0f}")),
     ("peak MB", lambda r: number(r["peak_memory_bytes"] / 1e6, "{:.0f}")),
     ("params", lambda r: f"{r['parameters']:,}"),
@@ -161,8 +168,8 @@ COST: list[tuple[str, Callable[[Row], str]]] = [
 
 def csv(rows: Sequence[Row]) -> str:
     """Every number of the rows, not rounded: shares, not percent. "accuracies" are in the order of "seeds"."""
-    plain = ("valid", "accuracy", "spread", "rate", "ac", "mac", "seconds", "peak_memory_bytes", "parameters")
-    heads = [*plain, "training_only", "teacher_calls"]
+    heads = ["valid", "accuracy", "spread", "rate", "ac", "mac", "energy_compute_nj", "energy_nj", "seconds"]
+    heads += ["peak_memory_bytes", "parameters", "training_only", "teacher_calls"]
     lines = []
     for row in rows:
         d = row.get("difference", {})
@@ -198,7 +205,8 @@ def legend(rows: Sequence[Row], confidence: float, together: int) -> list[str]:
             if count > 1
             else ""
         ),
-        "rate: spikes per neuron and step. M adds, M mults: million operations an image.",
+        "rate: spikes per neuron and step. M adds, M mults: million operations an image; nJ: energy of an image at "
+        "45 nm in float32 with memory traffic, an estimate (report/energy.py).",
         f"train s: seconds of training{side}; peak MB: most memory of the process (of tensors on a GPU); extra: "
         "parameters that only training has; teacher: teacher calls a batch.",
     ]
