@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from spikedistill import data as data_sets
 from spikedistill import runs
 from spikedistill.core.taps import infer
-from spikedistill.report import comparison, energy, figures, tables
+from spikedistill.report import comparison, energy, figures
 from spikedistill.report.activity import activity
+from spikedistill.report.tables import Table
 from spikedistill.spec import SpecError
 
 SHOWN = 3  # samples in a raster
@@ -26,7 +27,7 @@ class Section:
 
     title: str
     figures: dict[str, tuple[Any, str]] = field(default_factory=dict)
-    tables: list[tables.Table] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     says: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -241,8 +242,8 @@ def sections_of(seen: Mapping[str, Any]) -> list[Section]:
         drawn["accuracy_cost"] = (figures.pareto(points, panels, joined=True), caption)
     drawn["energy"] = (
         figures.energies(energies),
-        "Arithmetic alone flatters a spiking network; beside it memory traffic and neurons, the teacher, and the ANN of "
-        "the student's shape, also quantised. Assumptions and constants: report/energy.py (Horowitz, ISSCC 2014, 45 nm).",
+        "Arithmetic alone flatters a spiking network; beside it memory traffic and neurons, the teacher, and the ANN "
+        "of the student's shape, also quantised. See report/energy.py (45 nm; Horowitz, ISSCC 2014).",
     )
     layers = [
         [
@@ -260,7 +261,7 @@ def sections_of(seen: Mapping[str, Any]) -> list[Section]:
         for name, s in measured["synapses"].items()
         if s["averaged"] > 1
     ]
-    sections.append(Section("Operations and energy", drawn, [tables.Table(heads, layers)], notes=notes))
+    sections.append(Section("Operations and energy", drawn, [Table(heads, layers)], notes=notes))
     matrix = seen["confusion"].numpy()
     sections.append(
         Section(
@@ -288,19 +289,13 @@ def disagreement(pairs: Sequence[tuple[Tensor, int, Tensor, Tensor]], classes: S
             {"image": image, "label": classes[y]}
             | {who: {classes[k]: float(p[k]) for k in top} for who, p in (("student", own), ("teacher", theirs))}
         )
-    words = ", ".join(f"{who} right {n:,}" for who, n in counts.items() if who != "neither")
-    says = f"They differ on {len(pairs):,} of {samples:,} test samples ({len(pairs) / samples:.1%}): {words}, neither {counts['neither']:,}."
-    drawn = (
-        {
-            "disagreements": (
-                figures.disagreements(shown),
-                "First the samples where the teacher is right, then those where the student is. *: the true class.",
-            )
-        }
-        if shown
-        else {}
-    )
-    return Section("Teacher and student", drawn, says=[says])
+    words = ", ".join(f"{who} right {counts[who]:,}" for who in ("teacher", "student"))
+    share = f"{len(pairs):,} of {samples:,} test samples ({len(pairs) / samples:.1%})"
+    section = Section("Teacher and student", says=[f"They differ on {share}: {words}, neither {counts['neither']:,}."])
+    if shown:
+        caption = "First samples where the teacher is right, then some where the student is. *: the true class."
+        section.figures["disagreements"] = figures.disagreements(shown), caption
+    return section
 
 
 # A comparison
