@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from spikedistill.core.output import Output, rate
     from spikedistill.core.plan import Plan, merge
     from spikedistill.core.step import Pass, Step
+    from spikedistill.recipes.compare import compare
     from spikedistill.recipes.distill import distill
     from spikedistill.report.activity import activity
     from spikedistill.runs import load
@@ -28,6 +29,7 @@ _HOME = {
     "Stage": "core.fit",
     "Step": "core.step",
     "activity": "report.activity",
+    "compare": "recipes.compare",
     "distill": "recipes.distill",
     "evaluate": "core.evaluate",
     "fit": "core.fit",

@@ -140,6 +140,8 @@ def config_rows(config: Any) -> tuple[str, list[tuple[str, str, str, str]]]:
 
     rows = []
     for name, f in config.model_fields.items():
+        if f.exclude:
+            continue
         kind = getattr(f.annotation, "__name__", None) or str(f.annotation).replace("typing.", "")
         limits = [str(m).replace("=", " ").lower() for m in f.metadata if type(m).__name__ in ("Gt", "Ge", "Lt", "Le")]
         default = "required" if f.default is PydanticUndefined else repr(f.default)
@@ -174,6 +176,12 @@ def bench(*tokens: Tokens) -> None:
 
 
 @app.command(help_flags=[])
+def compare(*tokens: Tokens) -> None:
+    """Compare methods: same student, teacher, data and budget, paired seeds (`spikedistill compare --help`)."""
+    start("compare", tokens)
+
+
+@app.command(help_flags=[])
 def run(recipe: str = "", *tokens: Tokens) -> None:
     """Run a recipe: `spikedistill run quickstart`; its flags: `spikedistill run quickstart --help`."""
     from spikedistill.recipes import RECIPES
@@ -189,7 +197,7 @@ def run(recipe: str = "", *tokens: Tokens) -> None:
 def start(recipe: str, tokens: Sequence[str]) -> None:
     """Parse flags into a recipe's config, report every mistake at once, and run it."""
     from spikedistill.recipes import RECIPES
-    from spikedistill.recipes.distill import check, read
+    from spikedistill.recipes.distill import read
 
     module = RECIPES[recipe]
     if "--help" in tokens or "-h" in tokens:
@@ -202,12 +210,12 @@ def start(recipe: str, tokens: Sequence[str]) -> None:
         settings, mistakes = from_file | settings, mistakes + wrong
     c, wrong = read(settings, module.Config)
     mistakes += wrong
-    if c is not None and module is RECIPES["distill"]:
-        mistakes += check(c)[1]
+    if c is not None and hasattr(module, "check"):
+        mistakes += module.check(c)[1]
     if mistakes:
         raise SpecError(mistakes)
     result = module.run(c)
-    if isinstance(result, dict):
+    if module is RECIPES["distill"]:
         report(result)
 
 
@@ -287,6 +295,21 @@ def report(result: dict[str, Any]) -> None:
     print(f"parameters          {result['parameters']['student']:,}")
     print(f"training            {result['train_seconds']:.0f} s, {result['precision']} on {result['device']}")
     print(f"student             {Path(result['out']) / 'student.safetensors'}")
+
+
+@app.command(name="report")
+def report_(path: Path, *, out: Path | None = None, figures: Path | None = None) -> None:
+    """Write one HTML file about a run or a comparison.
+
+    Parameters
+    ----------
+    path: a run folder, or the folder of a comparison.
+    out: the file to write, by default report.html in that folder.
+    figures: a folder for each figure as SVG and PDF.
+    """
+    from spikedistill.report import page
+
+    print(page.write(path, out, figures))
 
 
 @app.command

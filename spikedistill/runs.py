@@ -35,10 +35,9 @@ def open_run(
 ) -> dict[str, Any] | None:
     """Make a folder ready for a run and return its result where this very run is finished there already.
 
-    defaults: of settings that a run made by an earlier version does not name.
-    A folder with the same config is gone on with. Raises SpecError, touching nothing, for one with another config, one
-    with foreign files, one that cannot be written, or a disk that is nearly full. `overwrite` removes what a run left
-    there, and no other file.
+    A folder with the same config is gone on with; `defaults` are of settings that an earlier version did not have.
+    Raises SpecError, touching nothing, for a folder with another config or with foreign files, one that cannot be
+    written, or a disk that is nearly full. `overwrite` removes what a run left there, and no other file.
     """
     try:
         if overwrite and (out / "config.json").exists():

@@ -1,5 +1,5 @@
 """Jobs, one file each: a docstring with the command, a Config, and run(config). `spikedistill cp` copies one out."""
 
-from spikedistill.recipes import bench, distill, quickstart
+from spikedistill.recipes import bench, compare, distill, quickstart
 
-RECIPES = {"bench": bench, "distill": distill, "quickstart": quickstart}
+RECIPES = {"bench": bench, "compare": compare, "distill": distill, "quickstart": quickstart}

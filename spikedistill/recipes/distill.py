@@ -132,7 +132,7 @@ def read(settings: Mapping[str, Any], config: type[BaseModel] = Config) -> tuple
             if problem["type"] == "extra_forbidden":
                 mistakes.append(f"{path}: no such setting; {near(path, config.model_fields)}")
             else:
-                expected = problem["msg"].replace("Input should be ", "it should be ")
+                expected = problem["msg"].replace("Input should be ", "it should be ").removeprefix("Value error, ")
                 mistakes.append(f"{path}: {problem['input']!r} will not do: {expected}")
         good = {k: v for k, v in settings.items() if k not in {str(p["loc"][0]) for p in error.errors()}}
         try:

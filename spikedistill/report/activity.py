@@ -1,13 +1,22 @@
-"""What a network does: firing rates and synaptic operations, measured on data."""
+"""What a network does: firing rates and synaptic operations, measured on data.
+
+What counts as what, for convolutions, linear layers and products of activations (attention):
+  whole numbers, such as spikes and sums of spikes: k additions for an input of k, to every output that it reaches;
+  averages of spikes (after average pooling, or a mean over space or time): the spikes that were averaged, because
+  event-driven hardware adds each of them when it arrives and folds 1 / k into the weights;
+  anything else, such as an image: a multiply-add for each.
+Norms are folded into the weights before deployment and are not counted.
+"""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from spikedistill.core.step import Batch
 from spikedistill.core.taps import infer
@@ -19,38 +28,56 @@ class _Layer:
     spikes: float = 0.0
     sites: int = 0  # neurons x time steps x samples
     neurons: int = 0
+    each: Tensor | None = None  # spikes of every neuron
 
 
 @dataclass
 class _Synapses:
     operations: float = 0.0  # of inputs that are not zero
     dense: float = 0.0
-    binary: bool = True  # inputs are whole numbers: an addition each, else a multiplication
+    once: float = 0.0  # dense, of one time step
+    inputs: int = 0
+    outputs: int = 0
+    weights: int = 0
+    averaged: int = 1  # the largest k of which an input was the mean
+    binary: bool = True  # inputs are whole numbers, or means of them: additions, else multiplications
+    calls: list[tuple[float, torch.Size]] = field(default_factory=list)
 
 
-def activity(model: nn.Module, data: Iterable[Batch], steps: int | None = None, samples: int = 1000) -> dict[str, Any]:
+def activity(
+    model: nn.Module, data: Iterable[Batch], steps: int | None = None, samples: int = 1000, neurons: bool = False
+) -> dict[str, Any]:
     """Firing rates and operations per sample, over the first `samples` of `data`.
 
-    "layers": name -> {"rate": spikes per neuron and step, "neurons"};  "rate": the same over all neurons.
-    "operations": {"ac", "mac", "dense"}: additions for layers whose input is spikes (an input of k spikes counts k),
-    multiply-adds for those with other inputs (non-zero ones only), and multiply-adds of the same layers run densely.
-    A static input is convolved once. Only convolutions and linear layers are counted, not norms or attention products.
+    "layers": name -> {"rate": spikes per neuron and step, "neurons"} and, with `neurons`, "rates", of every neuron;
+    "rate": the same over all neurons; "steps": T.
+    "operations": {"ac", "mac", "dense"}: additions for layers whose input is spikes, multiply-adds for those with other
+    inputs (non-zero ones only), and multiply-adds of the same layers run densely. A static input is convolved once.
+    "synapses": the same for each layer, name -> {"kind": ac or mac, "operations", "dense", "once": dense operations of
+    one time step (what the ANN of this shape does for an image), "inputs", "outputs": values over all steps,
+    "weights", "averaged": k where the input is means of k spikes}.
     """
     layers = {name: _Layer() for name, m in model.named_modules() if isinstance(m, Neuron)}
     synapses = {name: _Synapses() for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    modules, seen = dict(model.named_modules()), 0
+    modules, seen, steps_seen = dict(model.named_modules()), 0, 1
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    fired_yet = [False]
 
     def fired(layer: _Layer):
         def hook(module: nn.Module, inputs: tuple, out: Tensor) -> None:
+            fired_yet[0] = True
             layer.spikes += out.sum(dtype=torch.float64).item()
             layer.sites += out.numel()
             layer.neurons = out[0, 0].numel()
+            if neurons:
+                each = out.flatten(2).sum((0, 1), dtype=torch.float64)
+                layer.each = each if layer.each is None else layer.each + each
 
         return hook
 
     def operated(count: _Synapses):
         def hook(module: nn.Module, inputs: tuple, out: Tensor) -> None:
-            _count(count, module, inputs[0].detach(), out)
+            _count(count, module, inputs[0].detach(), out, fired_yet[0])
 
         return hook
 
@@ -60,46 +87,130 @@ def activity(model: nn.Module, data: Iterable[Batch], steps: int | None = None, 
         for name, count in synapses.items():
             stack.callback(modules[name].register_forward_hook(operated(count)).remove)
         for batch in data:
-            x = batch["x"][: samples - seen]
-            infer(model, x.to(next(model.parameters()).device), steps)
-            seen += len(x)
+            size = len(batch["y"]) if "y" in batch else batch["x"].shape[batch["x"].ndim == 5]
+            take = min(size, samples - seen)
+            timed = batch["x"].ndim == 5 or batch["x"].shape[0] != size
+            x = batch["x"][:, :take] if timed else batch["x"][:take]
+            fired_yet[0] = False
+            with _Products(synapses):
+                steps_seen = len(infer(model, x.to(device), steps).logits)
+            for count in synapses.values():
+                for dense, shape in count.calls:
+                    merged = shape[0] == steps_seen * take
+                    timed = merged or (len(shape) > 1 and shape[:2] == (steps_seen, take))
+                    count.once += dense / (steps_seen if timed else 1)
+                count.calls.clear()
+            seen += take
             if seen >= samples:
                 break
     sites = sum(layer.sites for layer in layers.values())
+    used = {name: s for name, s in synapses.items() if s.dense}
     return {
         "samples": seen,
+        "steps": steps_seen,
         "rate": sum(layer.spikes for layer in layers.values()) / sites if sites else None,
         "layers": {
             name: {"rate": layer.spikes / layer.sites, "neurons": layer.neurons}
+            | ({} if layer.each is None else {"rates": (layer.each / (layer.sites / layer.neurons)).tolist()})
             for name, layer in layers.items()
             if layer.sites
         },
         "operations": {
-            "ac": sum(s.operations for s in synapses.values() if s.binary) / seen,
-            "mac": sum(s.operations for s in synapses.values() if not s.binary) / seen,
-            "dense": sum(s.dense for s in synapses.values()) / seen,
+            "ac": sum(s.operations for s in used.values() if s.binary) / seen,
+            "mac": sum(s.operations for s in used.values() if not s.binary) / seen,
+            "dense": sum(s.dense for s in used.values()) / seen,
+        },
+        "synapses": {
+            name: {
+                "kind": "ac" if s.binary else "mac",
+                "operations": s.operations / seen,
+                "dense": s.dense / seen,
+                "once": s.once / seen,
+                "inputs": s.inputs / seen,
+                "outputs": s.outputs / seen,
+                "weights": s.weights,
+                "averaged": s.averaged,
+            }
+            for name, s in used.items()
         },
     }
 
 
-def _count(count: _Synapses, module: nn.Module, x: Tensor, out: Tensor) -> None:
-    """Add the operations of one call: every input goes to as many outputs as the kernel gives it, edges included."""
-    whole = bool((x == x.round()).all()) and bool((x >= 0).all())
-    count.binary &= whole
-    weight = x if whole else (x != 0)
+class _Products(TorchFunctionMode):
+    """Counts products of two activations, which no module does: those of attention."""
+
+    NAMES = ("matmul", "__matmul__", "bmm")
+
+    def __init__(self, synapses: dict[str, _Synapses]):
+        super().__init__()
+        self.count, self.synapses = synapses.get("products") or _Synapses(), synapses
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in self.NAMES and len(args) > 1 and args[0].ndim > 2 and args[1].ndim > 2:
+            self.synapses["products"] = self.count
+            a, b = args[0].detach(), args[1].detach()
+            dense = float(out.numel() * a.shape[-1])
+            whole = [_whole(a), _whole(b)]
+            if all(whole):
+                self.count.operations += out.sum(dtype=torch.float64).item()
+            elif any(whole):
+                events, other = (a, b.shape[-1]) if whole[0] else (b, a.shape[-2])
+                self.count.operations += events.sum(dtype=torch.float64).item() * other
+            else:
+                self.count.operations += dense
+            self.count.binary &= any(whole)
+            self.count.dense += dense
+            self.count.inputs += a.numel() + b.numel()
+            self.count.outputs += out.numel()
+            self.count.calls.append((dense, out.shape))
+        return out
+
+
+def _whole(x: Tensor) -> bool:
+    return bool((x == x.round()).all()) and bool((x >= 0).all())
+
+
+def spikes_averaged(x: Tensor, most: int = 65536) -> int:
+    """The smallest k for which x >= 0 holds means of k spikes, whole numbers over k; 0 where there is none.
+
+    The smallest positive value is m / k with a small m, so k is looked for among multiples of its inverse.
+    """
+    positive = x[x > 0]
+    if not len(positive) or bool((x < 0).any()):
+        return 0
+    inverse = 1 / positive.min().item()
+    for m in range(1, 9):
+        k = round(m * inverse)
+        if 0 < k <= most and (x * k - (x * k).round()).abs().max() < 1e-3 * max(1.0, k**0.5 / 16):
+            return k
+    return 0
+
+
+def _count(count: _Synapses, module: nn.Module, x: Tensor, out: Tensor, fired: bool) -> None:
+    """Add the operations of one call: every input goes to as many outputs as the kernel gives it, edges included.
+
+    fired: spikes came before, so that what is not whole may be an average of them (an image's pixels are not).
+    """
+    k = 1 if _whole(x) else spikes_averaged(x.float()) if fired else 0
+    count.binary &= k > 0
+    count.averaged = max(count.averaged, k)
+    count.weights = sum(p.numel() for p in module.parameters())
+    count.inputs += x.numel()
+    count.outputs += out.numel()
+    weight = (x.float() * k).round() if k else x != 0
     if isinstance(module, nn.Linear):
+        dense = float(x.numel() * module.out_features)
         count.operations += weight.sum(dtype=torch.float64).item() * module.out_features
-        count.dense += x.numel() * module.out_features
-        return
-    assert isinstance(module, nn.Conv2d)
-    planes = weight.flatten(0, -4).float() if x.ndim > 3 else weight[None].float()
-    group = planes.sum(1, keepdim=True) if module.groups == 1 else planes.unflatten(1, (module.groups, -1)).sum(2)
-    ones = torch.ones(module.groups, 1, *module.kernel_size, device=x.device)
-    fan_out = module.out_channels // module.groups
-    count.operations += (
-        F.conv2d(group, ones, None, module.stride, module.padding, module.dilation, module.groups)
-        .sum(dtype=torch.float64)
-        .item()
-        * fan_out
-    )
-    count.dense += out.numel() * module.in_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]
+    else:
+        assert isinstance(module, nn.Conv2d)
+        planes = weight.flatten(0, -4).float() if x.ndim > 3 else weight[None].float()
+        group = planes.sum(1, keepdim=True) if module.groups == 1 else planes.unflatten(1, (module.groups, -1)).sum(2)
+        ones = torch.ones(module.groups, 1, *module.kernel_size, device=x.device)
+        reached = F.conv2d(group, ones, None, module.stride, module.padding, module.dilation, module.groups)
+        count.operations += reached.sum(dtype=torch.float64).item() * (module.out_channels // module.groups)
+        dense = float(
+            out.numel() * (module.in_channels // module.groups) * module.kernel_size[0] * module.kernel_size[1]
+        )
+    count.dense += dense
+    count.calls.append((dense, out.shape))

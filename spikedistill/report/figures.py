@@ -1,9 +1,73 @@
-"""Figures from tables of results, in colours that colour-blind readers tell apart."""
+"""Figures from tables of results, in colours that colour-blind readers tell apart.
 
+Those of a report return a matplotlib Figure; `inline` makes an SVG of one whose colours follow the page, light or dark.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#7f7f7f"  # of the Okabe-Ito palette
+GREEN, PURPLE, YELLOW, SKY = "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
+CYCLE = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, GREY)
+MARKERS = "osD^vP*"  # a second way to tell rows apart
+INK, GRID = "#1f2328", "#d6d9dd"
+VARIABLES = {"ink": INK, "grid": GRID, "blue": BLUE, "orange": ORANGE, "green": GREEN, "purple": PURPLE}
+VARIABLES |= {"yellow": YELLOW, "sky": SKY, "grey": GREY}
+STYLE = {
+    "font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.labelcolor": INK, "text.color": INK,
+    "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.linewidth": 0.7,
+    "legend.frameon": False, "legend.fontsize": 8.5, "figure.facecolor": "none", "axes.facecolor": "none",
+    "savefig.facecolor": "none", "svg.hashsalt": "spikedistill", "lines.linewidth": 1.6, "lines.markersize": 5,
+}  # fmt: skip
+
+
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **how: Any) -> tuple[Any, Any]:
+    """A figure in inches and its axes, a list of rows of them."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False, **how)
+
+
+def inline(figure: Any, name: str) -> str:
+    """SVG to be put into a page: colours are the page's variables, ids are of this figure alone, text is text."""
+    from matplotlib import rc_context
+
+    text = StringIO()
+    with rc_context(STYLE | {"svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r'(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    for variable, colour in VARIABLES.items():
+        svg = re.sub(colour, f"var(--{variable})", svg, flags=re.I)
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert size
+    width = float(size.group(1)) / 72 * 96
+    head = f'<svg class="figure" viewBox="{size.group(0)[9:-1]}" style="max-width: {width:.0f}px" role="img"'
+    head += f' aria-label="{name}" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    return head + svg[svg.index(">") + 1 :]
+
+
+def save(figure: Any, folder: Path, name: str) -> None:
+    """SVG and PDF of a figure on white."""
+    from matplotlib import rc_context
+
+    with rc_context(STYLE):
+        for ending in ("svg", "pdf"):
+            figure.savefig(
+                folder / f"{name}.{ending}",
+                facecolor="white",
+                metadata={"Date": None} if ending == "svg" else {"CreationDate": None},
+            )
 
 
 def accuracies(rows: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -61,3 +125,299 @@ def speed(networks: list[dict[str, Any]], steps: list[dict[str, Any]], path: Pat
     for axes in (left, right, memory):
         axes.spines[["top"]].set_visible(False)
     figure.savefig(path)
+
+
+def whole_ticks(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+
+
+def curves(history: Sequence[Mapping[str, float]], best: int) -> Any:
+    """Loss and accuracy over the epochs; `best`, from 1, is the epoch that was kept."""
+    figure, ((loss, right),) = canvas(7.6, 2.6, 1, 2)
+    epochs = [line["epoch"] + 1 for line in history]
+    for axes, keys, scale in ((loss, ("loss", "valid_loss"), 1), (right, ("accuracy", "valid_accuracy"), 100)):
+        for key, colour, marker, label in zip(keys, (BLUE, ORANGE), "os", ("training", "validation")):
+            if all(key in line for line in history):
+                values = [scale * line[key] for line in history]
+                axes.plot(epochs, values, marker + "-", color=colour, label=label, markersize=3.5)
+        axes.axvline(best, color=GREY, linestyle=":", linewidth=1)
+        axes.set_xlabel("epoch")
+        whole_ticks(axes.xaxis)
+    loss.set(ylabel="loss (training: all terms, weighted)", title="Loss")
+    right.set(ylabel="accuracy [%]", title="Accuracy; dotted: the epoch that was kept")
+    right.legend()
+    return figure
+
+
+def steps(lines: Mapping[str, Sequence[float]], teacher: float | None = None) -> Any:
+    """Accuracy (shares) of the mean output of the first t steps, a line for each name."""
+    figure, ((axes,),) = canvas(4.4 if len(lines) == 1 else 6.2, 2.7)
+    for i, (name, values) in enumerate(lines.items()):
+        times, shown = range(1, len(values) + 1), [100 * v for v in values]
+        axes.plot(times, shown, MARKERS[i % 7] + "-", color=CYCLE[i % 7], label=name)
+        if len(lines) == 1:
+            for t, v in zip(times, shown):
+                axes.annotate(f"{v:.2f}", (t, v), (0, -13), textcoords="offset points", ha="center", fontsize=8)
+    if teacher is not None:
+        axes.axhline(100 * teacher, color=GREY, linestyle="--", linewidth=1, label="teacher")
+    axes.set(xlabel="time steps t", ylabel="test accuracy [%]")
+    axes.margins(x=0.1, y=0.2)
+    whole_ticks(axes.xaxis)
+    if len(lines) > 1 or teacher is not None:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def rates(layers: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Mean firing rate of every layer, and how it is spread over the neurons."""
+    import numpy as np
+
+    names = list(layers)
+    figure, ((mean, spread),) = canvas(7.6, 0.9 + 0.34 * len(names), 1, 2, sharey=True)
+    values = [layers[name]["rate"] for name in names]
+    mean.barh(names, values, color=BLUE, height=0.62)
+    for i, v in enumerate(values):
+        mean.annotate(f"{v:.3f}", (v, i), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    for i, name in enumerate(names):
+        each = np.asarray(layers[name]["rates"])
+        low, quarter, half, three, high = np.percentile(each, (5, 25, 50, 75, 95))
+        spread.plot((low, high), (i, i), color=ORANGE, linewidth=1)
+        spread.plot((quarter, three), (i, i), color=ORANGE, linewidth=5, solid_capstyle="butt")
+        spread.plot(half, i, "o", color=INK, markersize=4)
+        silent = f"{np.mean(each == 0):.0%} silent"
+        spread.annotate(
+            silent,
+            (1, i),
+            (4, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    mean.set(
+        xlabel="spikes per neuron and step", title="Mean firing rate", xlim=(0, 1.18 * max(values, default=1) or 1)
+    )
+    spread.set(xlabel="spikes per neuron and step", title="Over neurons: 5, 25, 50, 75, 95 %", xlim=(-0.02, 1.02))
+    mean.invert_yaxis()
+    return figure
+
+
+def raster(images: Any, spikes: Mapping[str, Any], labels: Sequence[str], most: int = 40) -> Any:
+    """Spikes of a few samples. images: [B,C,H,W]; spikes: layer -> [T,B,...] in {0, 1}; at most `most` neurons a layer,
+    evenly spaced.
+    """
+    count, names = len(labels), list(spikes)
+    sizes = [min(most, s[0, 0].numel()) for s in spikes.values()]
+    figure, axes = canvas(
+        7.6,
+        1.25 + 0.016 * sum(sizes) + 0.2 * len(names),
+        1 + len(names),
+        count,
+        height_ratios=[max(sizes) * 0.7, *sizes],
+    )
+    for b in range(count):
+        picture(axes[0][b], images[b], labels[b])
+        for row, (name, s) in enumerate(spikes.items(), 1):
+            panel, flat = axes[row][b], s[:, b].flatten(1)
+            each = max(1, flat.shape[1] // sizes[row - 1])
+            times, neurons = flat[:, ::each][:, : sizes[row - 1]].nonzero().T.tolist()
+            panel.scatter([t + 1 for t in times], neurons, s=26, marker="|", color=CYCLE[(row - 1) % 2], linewidths=1.4)
+            panel.set(xlim=(0.5, len(s) + 0.5), ylim=(-1, sizes[row - 1]), yticks=[])
+            panel.grid(False)
+            panel.set_xticks(range(1, len(s) + 1), [str(t) if row == len(names) else "" for t in range(1, len(s) + 1)])
+            if not b:
+                panel.set_ylabel(name.removesuffix(".neuron"), rotation=0, ha="right", va="center", fontsize=8)
+            if row == len(names):
+                panel.set_xlabel("time step")
+    return figure
+
+
+def picture(axes: Any, image: Any, title: str) -> None:
+    """An image [C,H,W] in [0,1]; the sum of its channels where these are not RGB."""
+    shown = image.permute(1, 2, 0) if len(image) == 3 else image.sum(0)
+    axes.imshow(shown.clamp(0, 1).numpy() if len(image) == 3 else shown.numpy(), cmap="gray", interpolation="nearest")
+    axes.set_title(title, fontsize=8.5, loc="center")
+    axes.axis("off")
+
+
+def confusion(matrix: Any, classes: Sequence[str]) -> Any:
+    """matrix: [C,C] counts, a row for each true class. Drawn as shares of the row: right in blue, wrong in orange."""
+    n = len(classes)
+    share = matrix / matrix.sum(1, keepdims=True).clip(1)
+    figure, ((axes,),) = canvas(min(7.6, 2.6 + 0.42 * n), min(6.8, 1.6 + 0.36 * n))
+    if n <= 25:
+        from matplotlib.patches import Rectangle
+
+        for i in range(n):
+            for j in range(n):
+                if share[i, j]:
+                    colour = BLUE if i == j else ORANGE
+                    strength = float(share[i, j]) ** (1 if i == j else 0.6)
+                    axes.add_patch(
+                        Rectangle((j - 0.5, i - 0.5), 1, 1, color=colour, alpha=0.75 * strength, linewidth=0)
+                    )
+                    if share[i, j] >= 0.005:
+                        axes.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=8)
+        axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5))
+        axes.set_xticks(range(n), classes, rotation=40, ha="right")
+        axes.set_yticks(range(n), classes)
+    else:
+        axes.imshow(share, cmap="cividis", interpolation="nearest")
+    axes.grid(False)
+    axes.set(xlabel="predicted class", ylabel="true class", title="Share of each true class [%]")
+    return figure
+
+
+def disagreements(samples: Sequence[Mapping[str, Any]]) -> Any:
+    """Samples on which student and teacher differ: {"image", "label", "student": {class: p}, "teacher": {class: p}}."""
+    columns = 3
+    rows = -(-len(samples) // columns)
+    figure, axes = canvas(7.6, 1.55 * rows + 0.3, rows, 2 * columns, width_ratios=[1, 1.25] * columns)
+    for i in range(rows * columns):
+        image, bars = axes[i // columns][2 * (i % columns) : 2 * (i % columns) + 2]
+        if i >= len(samples):
+            image.axis("off")
+            bars.axis("off")
+            continue
+        sample = samples[i]
+        picture(image, sample["image"], sample["label"])
+        names = list(sample["student"])
+        for k, (who, colour) in enumerate((("teacher", GREY), ("student", BLUE))):
+            at = [j + 0.2 - 0.4 * (k == 0) for j in range(len(names))]
+            bars.barh(at, [100 * p for p in sample[who].values()], height=0.38, color=colour, label=who)
+        bars.set_yticks(range(len(names)), [n + " *" if n == sample["label"] else n for n in names], fontsize=7.5)
+        bars.set(xlim=(0, 100))
+        bars.set_xticks((0, 50, 100))
+        bars.tick_params(axis="x", labelsize=7.5)
+        bars.invert_yaxis()
+        if i // columns == rows - 1 or i + columns >= len(samples):
+            bars.set_xlabel("p [%]", fontsize=8)
+    figure.legend(*axes[0][1].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    return figure
+
+
+def pareto(points: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str]], joined: bool = False) -> Any:
+    """Accuracy against costs. points: {"name", "accuracy", "spread", key of each panel}; panels: (key, axis label).
+
+    joined: the points are one network after 1 .. T steps.  A ring marks what no other point beats in both.
+    """
+    figure, (axes,) = canvas(7.6, 3.0, 1, len(panels), sharey=True)
+    for panel, (key, label) in zip(axes, panels):
+        shown = [p for p in points if p.get(key) is not None]
+        if joined:
+            panel.plot([p[key] for p in shown], [100 * p["accuracy"] for p in shown], color=BLUE, zorder=1)
+        for i, p in enumerate(shown):
+            reference = bool(p.get("reference"))
+            colour = GREY if reference else BLUE if joined else CYCLE[i % 7]
+            marker = "s" if reference else "o" if joined else MARKERS[i % 7]
+            spread = 100 * p["spread"] if p.get("spread") else None
+            panel.errorbar(p[key], 100 * p["accuracy"], spread, fmt=marker, color=colour, elinewidth=1, capsize=2)
+            beaten = any(q[key] <= p[key] and q["accuracy"] >= p["accuracy"] and q is not p for q in shown)
+            if not beaten:
+                panel.plot(
+                    p[key], 100 * p["accuracy"], "o", markersize=11, fillstyle="none", color=colour, markeredgewidth=1
+                )
+            panel.annotate(p["name"], (p[key], 100 * p["accuracy"]), (7, 5), textcoords="offset points", fontsize=8)
+        panel.set_xlabel(label)
+        panel.margins(x=0.22, y=0.18)
+        if shown and max(p[key] for p in shown) > 30 * max(min(p[key] for p in shown), 1e-9):
+            panel.set_xscale("log")
+    axes[0].set_ylabel("test accuracy [%]")
+    return figure
+
+
+def energies(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The table of `energy.table`: arithmetic, and neurons and memory on top of it."""
+    figure, ((axes,),) = canvas(7.6, 0.9 + 0.34 * len(rows))
+    names = [f"{row['name']}, {row['precision']}" for row in rows]
+    compute = [row["compute"] for row in rows]
+    rest = [row["total"] - row["compute"] for row in rows]
+    axes.barh(names, compute, color=ORANGE, height=0.62, label="arithmetic of synapses")
+    axes.barh(names, rest, left=compute, color=SKY, height=0.62, label="memory and neurons")
+    for i, row in enumerate(rows):
+        axes.annotate(
+            f"{row['compute']:,.0f} + {row['total'] - row['compute']:,.0f}",
+            (row["total"], i),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    axes.set_xlabel("energy of one image, estimated for 45 nm [nJ]")
+    axes.set_xlim(0, 1.22 * max(row["total"] for row in rows))
+    axes.invert_yaxis()
+    figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
+def dots(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """A dot a seed and a bar at the mean of every method's accuracies."""
+    figure, ((axes,),) = canvas(7.6, 0.8 + 0.38 * len(rows))
+    for i, row in enumerate(rows):
+        values, colour = [100 * a for a in row["accuracies"]], CYCLE[i % 7]
+        axes.plot(values, [i] * len(values), MARKERS[i % 7], color=colour, alpha=0.65)
+        axes.plot([100 * row["accuracy"]] * 2, [i - 0.3, i + 0.3], color=colour, linewidth=2.5)
+        axes.annotate(
+            f"{100 * row['accuracy']:.2f}",
+            (max(values), i),
+            (9, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+        )
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.set_xlabel("test accuracy [%]; a mark is a seed, a bar the mean")
+    axes.margins(x=0.1, y=0.12)
+    axes.invert_yaxis()
+    return figure
+
+
+def differences(rows: Sequence[Mapping[str, Any]], baseline: str) -> Any:
+    """Paired differences to the baseline with their intervals: a mark a seed."""
+    shown = [row for row in rows if "difference" in row]
+    figure, ((axes,),) = canvas(7.6, 0.8 + 0.42 * len(shown))
+    axes.axvline(0, color=INK, linewidth=1)
+    for i, row in enumerate(shown):
+        d = row["difference"]
+        colour = GREY if row["verdict"] not in ("better", "worse") else BLUE if d["mean"] > 0 else ORANGE
+        if d["low"] is not None:
+            axes.plot([100 * d["low"], 100 * d["high"]], [i, i], color=colour, linewidth=2.5, solid_capstyle="butt")
+        axes.plot([100 * v for v in d["values"]], [i + 0.22] * len(d["values"]), "|", color=colour, markersize=7)
+        axes.plot(100 * d["mean"], i, "o", color=colour, markersize=6)
+        axes.annotate(
+            row["verdict"],
+            (1, i),
+            (6, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+        )
+    axes.set_yticks(range(len(shown)), [row["name"] for row in shown])
+    confidence = shown[0]["difference"]["confidence"]
+    axes.set_xlabel(
+        f"test accuracy minus that of {baseline}, same seed [points]; {confidence:.0%} interval, ticks: seeds"
+    )
+    axes.margins(x=0.08, y=0.2)
+    axes.invert_yaxis()
+    return figure
+
+
+def learning(lines: Mapping[str, Sequence[float]]) -> Any:
+    """Mean validation accuracy (shares) of every method over the epochs."""
+    figure, ((axes,),) = canvas(6.2, 2.8)
+    for i, (name, values) in enumerate(lines.items()):
+        axes.plot(
+            range(1, len(values) + 1),
+            [100 * v for v in values],
+            MARKERS[i % 7] + "-",
+            color=CYCLE[i % 7],
+            label=name,
+            markersize=4,
+        )
+    axes.set(xlabel="epoch", ylabel="validation accuracy, mean over seeds [%]")
+    whole_ticks(axes.xaxis)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure

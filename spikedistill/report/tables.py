@@ -1,7 +1,9 @@
-"""Tables of text, for the terminal, Markdown and CSV."""
+"""Tables of text, for the terminal, Markdown, CSV and LaTeX."""
 
+import csv as writer
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ def show(table: Table) -> None:
 
     drawn = Rich(title=escape(table.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, head in enumerate(table.heads):
-        drawn.add_column(head, justify="right" if i else "left")
+        drawn.add_column(head, justify="right" if i else "left", no_wrap=not i)
     for row in table.rows:
         drawn.add_row(*map(escape, row))
     Console().print(drawn)
@@ -32,3 +34,29 @@ def markdown(table: Table) -> str:
     lines = [f"**{table.title}**\n"] if table.title else []
     lines += ["| " + " | ".join(table.heads) + " |", "|---|" + "---:|" * (len(table.heads) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in table.rows)]) + "\n"
+
+
+def csv(table: Table) -> str:
+    text = StringIO()
+    writer.writer(text, lineterminator="\n").writerows([table.heads, *table.rows])
+    return text.getvalue()
+
+
+def latex(table: Table) -> str:
+    """A `tabular` for the package booktabs."""
+    lines = [f"% {table.title}"] if table.title else []
+    lines += [
+        rf"\begin{{tabular}}{{l{'r' * (len(table.heads) - 1)}}}",
+        r"\toprule",
+        _latex_row(table.heads),
+        r"\midrule",
+    ]
+    return "\n".join([*lines, *map(_latex_row, table.rows), r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$"}
+LATEX |= {"Δ": r"$\Delta$", "…": r"\ldots{}", "–": "--"} | {letter: "\\" + letter for letter in "&%$#_{}"}
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join("".join(LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"

@@ -6,7 +6,8 @@ from torch import nn
 
 from spikedistill.core.taps import infer
 from spikedistill.models.small import small
-from spikedistill.report.activity import activity
+from spikedistill.neurons import LIF
+from spikedistill.report.activity import activity, spikes_averaged
 
 
 def operations_in_loops(conv: nn.Conv2d, x: torch.Tensor) -> float:
@@ -63,3 +64,110 @@ def test_a_static_image_is_convolved_once_and_samples_are_limited():
     stem = 7 * 4 * (8 * 8 * 9 - 2 * (3 * 8 * 2) + 4) / 7
     assert one["mac"] <= five["mac"] and stem <= one["mac"] <= stem + 5 * 6 * 3
     assert activity(model, [{"x": x}] * 3, samples=10)["samples"] == 10
+
+
+def test_frames_over_time_are_counted_by_sample():
+    """[T, B, ...] with T > B: the samples are B, and only as many as asked are run."""
+    torch.manual_seed(0)
+    model = small(classes=3, channels=2, widths=(4, 6))
+    x, y = torch.rand(5, 3, 2, 8, 8), torch.zeros(3, dtype=torch.int64)
+    whole = activity(model, [{"x": x, "y": y}])
+    assert whole["samples"] == 3 and whole["steps"] == 5
+    assert whole["operations"]["dense"] == pytest.approx(5 * (64 * 9 * 2 * 4 + 16 * 9 * 4 * 6 + 6 * 3))
+    some = activity(model, [{"x": x, "y": y}], samples=2)
+    alone = activity(model, [{"x": x[:, :2], "y": y[:2]}])
+    assert some == alone and some["samples"] == 2
+
+
+class Pooled(nn.Module):
+    """Spikes, averaged over 2x2 windows, into a linear layer: what hardware sees are the spikes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 3, 1)
+        self.neuron = LIF()
+        self.linear = nn.Linear(12, 5)
+
+    def forward(self, x):
+        s = self.neuron(self.first(x)[None] * 9)
+        self.spikes = s
+        return self.linear(nn.functional.avg_pool2d(s[0], 2).flatten(1))
+
+
+def test_averages_of_spikes_count_the_spikes_and_pixels_do_not():
+    torch.manual_seed(0)
+    model, x = Pooled(), (torch.rand(6, 1, 4, 4) * 255).round() / 255
+    counted = activity(model, [{"x": x}])
+    assert counted["synapses"]["first"]["kind"] == "mac" and counted["synapses"]["linear"]["averaged"] == 4
+    assert counted["operations"]["ac"] == pytest.approx(model.spikes.sum().item() * 5 / 6)
+    model, x = small(classes=3, widths=(4, 6), steps=3), torch.rand(7, 1, 8, 8)  # its head reads a mean over 4x4
+    spikes = infer(model, x, taps=["stage2.1.neuron"]).taps["stage2.1.neuron"]
+    head = activity(model, [{"x": x}])["synapses"]["head"]
+    assert head["kind"] == "ac" and head["operations"] == pytest.approx(spikes.sum().item() * 3 / 7)
+
+
+@pytest.mark.parametrize("k", [2, 4, 9, 49, 64, 1024])
+def test_what_spikes_were_averaged_over_is_found(k):
+    counts = torch.randint(0, k + 1, (50, 20), generator=torch.Generator().manual_seed(k)).float()
+    found = spikes_averaged(counts / k)
+    assert found and k % found == 0 and torch.allclose((counts / k * found), (counts / k * found).round(), atol=1e-3)
+    assert spikes_averaged(torch.rand(50, 20)) == 0 and spikes_averaged(counts / k - 1) == 0
+
+
+def test_one_step_of_every_layer_is_what_the_ann_does():
+    twin = activity(small(classes=3, widths=(4, 6), neuron="relu"), [{"x": torch.rand(2, 1, 8, 8)}])
+    for steps in (1, 2, 5):
+        student = activity(small(classes=3, widths=(4, 6), steps=steps), [{"x": torch.rand(2, 1, 8, 8)}])
+        for name, layer in student["synapses"].items():
+            assert layer["once"] == twin["synapses"][name]["dense"]
+            assert layer["dense"] == layer["once"] * (1 if name == "stem.conv" else steps)
+
+
+def test_products_of_attention_are_counted():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x):
+            q = (x > 0.5).float()
+            return ((q @ q.mT) @ self.inner(x)).mean(1)
+
+    model, x = Attention(), torch.rand(3, 5, 4)
+    counted = activity(model, [{"x": x, "y": torch.zeros(3)}])
+    q = (x > 0.5).float()
+    pairs = sum(float(q[b, i, d] * q[b, j, d]) for b in range(3) for i in range(5) for j in range(5) for d in range(4))
+    attention = q @ q.mT
+    assert counted["synapses"]["products"]["operations"] == pytest.approx((pairs + attention.sum().item() * 4) / 3)
+    assert counted["synapses"]["products"]["dense"] == 5 * 5 * 4 + 5 * 4 * 5
+
+
+def test_plain_layers_agree_with_spikingjelly():
+    """Binary inputs to plain layers; by hand where spikingjelly is not installed."""
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 4, 3, padding=1, stride=2, bias=False),
+        nn.Conv2d(4, 6, 3, groups=2, bias=False),
+        nn.Linear(20, 7, bias=False),
+    ]
+    inputs = [(torch.rand(2, *shape) < 0.3).float() for shape in ((3, 9, 9), (4, 6, 6), (20,))]
+    images = [torch.rand_like(x) + 0.1 for x in inputs]
+    by_hand = [
+        operations_in_loops(layers[0], inputs[0]),
+        operations_in_loops(layers[1], inputs[1]),
+        inputs[2].sum().item() * 7,
+    ]
+    macs = [2 * 4 * 25 * 27, 2 * 6 * 16 * 2 * 9, 2 * 20 * 7]
+    for layer, x, image, ac, mac in zip(layers, inputs, images, by_hand, macs):
+        model = nn.Sequential(layer, nn.Flatten(1))
+        spiking, dense = activity(model, [{"x": x}]), activity(model, [{"x": image}])
+        assert spiking["operations"]["ac"] == pytest.approx(ac / 2) and spiking["operations"]["mac"] == 0
+        assert dense["operations"]["dense"] == pytest.approx(mac / 2) and dense["operations"]["ac"] == 0
+    counters = pytest.importorskip("spikingjelly.activation_based.op_counter", reason="spikingjelly is not installed")
+    for layer, x, image, ac, mac in zip(layers, inputs, images, by_hand, macs):
+        synops, counter = counters.SynOpCounter(), counters.MACCounter()
+        with torch.no_grad(), counters.DispatchCounterMode([synops]):
+            layer(x)
+        with torch.no_grad(), counters.DispatchCounterMode([counter]):
+            layer(image)
+        assert synops.get_total() == pytest.approx(ac) and counter.get_total() == mac

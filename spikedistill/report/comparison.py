@@ -1,0 +1,212 @@
+"""From the results of runs to rows that can be compared: means, paired differences, costs, what may be concluded."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from statistics import mean, stdev
+from typing import Any
+
+from spikedistill.report import energy
+from spikedistill.report.paired import Difference, difference
+from spikedistill.report.tables import Table
+from spikedistill.report.tables import csv as as_csv
+
+Result = dict[str, Any]
+Row = dict[str, Any]
+
+
+def rows_of(results: Mapping[str, Mapping[int, Result]], baseline: str, confidence: float = 0.95) -> list[Row]:
+    """A row for each method that has results. results: method -> seed -> content of result.json.
+
+    "difference" is to the baseline over the seeds that both have. "verdict": better or worse where the interval,
+    widened for the number of comparisons, leaves zero out; else unclear.
+    """
+    results = {name: seeds for name, seeds in results.items() if seeds}
+    against = [n for n, s in results.items() if n != baseline and len(_shared(s, results.get(baseline, {}))) > 1]
+    rows = []
+    for name, of in results.items():
+        row = measures(name, of)
+        if name != baseline and (seeds := _shared(of, results.get(baseline, {}))):
+            plain = paired(of, results[baseline], seeds, confidence)
+            strict = paired(of, results[baseline], seeds, 1 - (1 - confidence) / max(len(against), 1))
+            row["difference"] = asdict(plain) | {"seeds": seeds}
+            row["verdict"] = verdict(strict)
+            row["verdict_confidence"] = strict.confidence
+        rows.append(row)
+    return rows
+
+
+def paired(a: Mapping[int, Result], b: Mapping[int, Result], seeds: Sequence[int], confidence: float) -> Difference:
+    """Differences of test accuracy over seeds; one image is the least that accuracy can differ by."""
+    one = 1 / min(r[s]["test"]["samples"] for r in (a, b) for s in seeds)
+    return difference([accuracy(a[s]) for s in seeds], [accuracy(b[s]) for s in seeds], confidence, one)
+
+
+def _shared(a: Mapping[int, Any], b: Mapping[int, Any]) -> list[int]:
+    return [seed for seed in a if seed in b]
+
+
+def accuracy(result: Result) -> float:
+    return result["test"]["accuracy"]
+
+
+def verdict(d: Difference) -> str:
+    if d.low is None:
+        return "one seed"
+    return "unclear" if d.covers_zero else "better" if d.mean > 0 else "worse"
+
+
+def measures(name: str, of: Mapping[int, Result]) -> Row:
+    """Accuracy and cost of one method: means over its seeds."""
+    results = list(of.values())
+    accuracies = [accuracy(r) for r in results]
+
+    def average(get: Callable[[Result], Any]) -> float | None:
+        values = [get(r) for r in results]
+        return mean(values) if values and all(v is not None for v in values) else None
+
+    joules = [energy.per_sample(r["activity"]) for r in results]
+    known = [e for e in joules if e is not None]
+    spent = {k: mean(e[k] for e in known) if len(known) == len(joules) else None for k in ("compute", "total")}
+    return {
+        "name": name,
+        "seeds": list(of),
+        "accuracies": accuracies,
+        "accuracy": mean(accuracies),
+        "spread": stdev(accuracies) if len(accuracies) > 1 else None,
+        "valid": average(lambda r: r["valid"]["accuracy"] if "valid" in r else None),
+        "by_step": [mean(at) for at in zip(*(r["test"]["by_step"] for r in results), strict=True)],
+        "best_epochs": [r["best_epoch"] for r in results],
+        "rate": average(lambda r: r["activity"]["rate"]),
+        "ac": average(lambda r: r["activity"]["operations"]["ac"]),
+        "mac": average(lambda r: r["activity"]["operations"]["mac"]),
+        "energy_compute_nj": spent["compute"],
+        "energy_nj": spent["total"],
+        "seconds": average(lambda r: r["train_seconds"]),
+        "peak_memory_bytes": average(lambda r: r["peak_memory_bytes"]),
+        "parameters": results[0]["parameters"]["student"],
+        "training_only": results[0]["parameters"]["training_only"],
+        "teacher_calls": average(lambda r: r.get("teacher_calls")),
+    }
+
+
+def conclusions(results: Mapping[str, Mapping[int, Result]], rows: Sequence[Row], baseline: str) -> list[str]:
+    """What the numbers allow to say, in sentences. The best is named only where it beats every other row."""
+    said = []
+    compared = [row for row in rows if "difference" in row]
+    for row in compared:
+        d = row["difference"]
+        if row["verdict"] in ("better", "worse"):
+            said.append(
+                f"{row['name']} is {row['verdict']} than {baseline}: {points(d['mean'])} points, "
+                f"{d['confidence']:.0%} interval {points(d['low'])} to {points(d['high'])}, {len(d['seeds'])} seeds."
+            )
+    open_ = [row["name"] for row in compared if row["verdict"] == "unclear"]
+    if open_:
+        said.append(f"Not shown to differ from {baseline}: {', '.join(open_)}.")
+    if single := [row["name"] for row in compared if row["verdict"] == "one seed"]:
+        said.append(f"A single seed says nothing about the spread, so nothing is said of {', '.join(single)}.")
+    if len(rows) > 1:
+        top = max(rows, key=lambda row: row["accuracy"])["name"]
+        confidence = compared[0]["difference"]["confidence"] if compared else 0.95
+        others = [row["name"] for row in rows if row["name"] != top]
+        strict = 1 - (1 - confidence) / len(others)
+        beaten = []
+        for name in others:
+            seeds = _shared(results[top], results[name])
+            if seeds and verdict(paired(results[top], results[name], seeds, strict)) == "better":
+                beaten.append(name)
+        if len(beaten) == len(others):
+            said.append(f"{top} is the best of the {len(rows)}.")
+        else:
+            close = ", ".join(name for name in others if name not in beaten)
+            said.append(f"No winner: {top} has the highest mean, and the seeds do not tell it from {close}.")
+    return said
+
+
+def points(share: float | None) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return "" if share is None else f"{100 * share:+.2f}".replace("-", "−")
+
+
+def _accuracy(row: Row) -> str:
+    return f"{row['accuracy']:.2%}" + (f" ± {100 * row['spread']:.2f}" if row["spread"] is not None else "")
+
+
+def _interval(row: Row) -> str:
+    d = row.get("difference")
+    if d is None or d["low"] is None:
+        return ""
+    return f"[{points(d['low'])}, {points(d['high'])}]"
+
+
+def number(value: float | None, text: str) -> str:
+    return "" if value is None else text.format(value)
+
+
+ACCURACY: list[tuple[str, Callable[[Row], str]]] = [
+    ("method", lambda r: r["name"]),
+    ("valid", lambda r: number(r["valid"], "{:.2%}")),
+    ("test", _accuracy),
+    ("Δ", lambda r: points(r["difference"]["mean"]) if "difference" in r else ""),
+    ("interval", _interval),
+    ("verdict", lambda r: r.get("verdict", "baseline" if r.get("baseline") else "")),
+    ("seeds", lambda r: str(len(r["seeds"]))),
+]
+COST: list[tuple[str, Callable[[Row], str]]] = [
+    ("method", lambda r: r["name"]),
+    ("rate", lambda r: number(r["rate"], "{:.3f}")),
+    ("M adds", lambda r: number(r["ac"] and r["ac"] / 1e6, "{:.2f}")),
+    ("M mults", lambda r: number(r["mac"] and r["mac"] / 1e6, "{:.2f}")),
+    ("nJ", lambda r: number(r["energy_nj"], "{:,.0f}")),
+    ("train s", lambda r: number(r["seconds"], "{:.0f}")),
+    ("peak MB", lambda r: number(r["peak_memory_bytes"] / 1e6, "{:.0f}")),
+    ("params", lambda r: f"{r['parameters']:,}"),
+    ("extra", lambda r: f"{r['training_only']:,}"),
+    ("teacher", lambda r: number(r["teacher_calls"], "{:.3g}")),
+]
+
+
+def csv(rows: Sequence[Row]) -> str:
+    """Every number of the rows, not rounded: shares, not percent. "accuracies" are in the order of "seeds"."""
+    heads = ["valid", "accuracy", "spread", "rate", "ac", "mac", "energy_compute_nj", "energy_nj", "seconds"]
+    heads += ["peak_memory_bytes", "parameters", "training_only", "teacher_calls"]
+    lines = []
+    for row in rows:
+        d = row.get("difference", {})
+        cells = [row[h] for h in heads] + [d.get(k) for k in ("mean", "low", "high", "confidence")]
+        listed = [" ".join(map(str, row[k])) for k in ("seeds", "accuracies")]
+        lines.append([row["name"], *("" if v is None else str(v) for v in cells), row.get("verdict", ""), *listed])
+    heads = ["method", *heads, "difference", "low", "high", "confidence", "verdict", "seeds", "accuracies"]
+    return as_csv(Table(heads, lines))
+
+
+def tables(rows: Sequence[Row], title: str, baseline: str, confidence: float) -> list[Table]:
+    """Two tables: how good, and what it costs."""
+    rows = [row | {"baseline": row["name"] == baseline} for row in rows]
+    heads = [
+        f"Δ to {baseline}" if h == "Δ" else f"{confidence:.0%} interval" if h == "interval" else h for h, _ in ACCURACY
+    ]
+    return [
+        Table(heads, [[text(row) for _, text in ACCURACY] for row in rows], title),
+        Table([head for head, _ in COST], [[text(row) for _, text in COST] for row in rows], "Cost"),
+    ]
+
+
+def legend(rows: Sequence[Row], confidence: float, together: int) -> list[str]:
+    """What the columns mean."""
+    count = sum("difference" in row for row in rows)
+    side = f" with {together} runs side by side" if together > 1 else ""
+    return [
+        "valid, test: accuracy, mean (± standard deviation) over seeds; every choice was made on valid, test was read "
+        "once a run.",
+        "Δ: points of test accuracy, seed by seed; interval: Student's t over seeds, for this split of these data."
+        + (
+            f" A verdict asks for {1 - (1 - confidence) / count:.2%} confidence, because {count} rows are compared."
+            if count > 1
+            else ""
+        ),
+        "rate: spikes per neuron and step. M adds, M mults: million operations an image; nJ: energy of an image at "
+        "45 nm in float32 with memory traffic, an estimate (report/energy.py).",
+        f"train s: seconds of training{side}; peak MB: most memory of the process (of tensors on a GPU); extra: "
+        "parameters that only training has; teacher: teacher calls a batch.",
+    ]

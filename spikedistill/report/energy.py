@@ -1,0 +1,135 @@
+"""Energy of an inference, estimated from counted operations: with arithmetic alone, and with the memory it needs.
+
+Arithmetic alone is the usual figure: a multiply-add 4.6 pJ, an addition 0.9 pJ (32-bit floats, 45 nm). It flatters a
+spiking network, because memory costs more than arithmetic and because an ANN would be quantised before it is deployed.
+So there are two more things here: a model with memory traffic, and the ANN of the student's own shape in 8 and 4 bits.
+
+Constants: M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014, fig. 1.1.9 (45 nm,
+0.9 V), https://doi.org/10.1109/ISSCC.2014.6757323. The traffic counts the kinds of access of E. Lemaire et al., "An
+analytical estimation of spiking neural networks energy efficiency", ICONIP 2022, https://arxiv.org/abs/2210.13107,
+with simpler assumptions, which are ours:
+  every layer has a memory for weights, one for its input and one for its state, each as large as what it holds;
+  nothing is reused between two accesses, save that a dense layer keeps the sum of an output in a register;
+  a multiply-add reads a weight and an input, and an output is written once;
+  an addition by an event reads a weight, and reads and writes the potential it adds to;
+  a neuron, at every step, reads and writes its potential and costs a multiply-add (leak, threshold, reset);
+  a spike is written and read once as an address of 16 bits.
+A layer of multiply-adds is counted densely, zeros too, in student and ANN alike; a static image meets it once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import exp, log
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """pJ of a multiply-add and of an addition; bytes of a weight, an activation and a potential."""
+
+    name: str
+    mac: float
+    ac: float
+    weight: float
+    activation: float
+    state: float = 4.0
+
+
+FP32 = Arithmetic("float32", mac=3.7 + 0.9, ac=0.9, weight=4, activation=4)
+INT8 = Arithmetic("int8", mac=0.2 + 0.1, ac=0.1, weight=1, activation=1)  # 8-bit multiplier, 32-bit adder
+INT4 = Arithmetic("int4", mac=0.05 + 0.1, ac=0.1, weight=0.5, activation=0.5)
+"""Not in the source: a multiplier of half the width is taken as a quarter of it."""
+
+SRAM = ((8 * 2**10, 10.0), (32 * 2**10, 20.0), (2**20, 100.0))  # bytes, pJ of an access of 64 bits
+ADDRESS = 2.0  # bytes of a spike's address
+
+
+def access(size: float) -> float:
+    """pJ a byte of a memory of `size` bytes: between the published sizes, and beyond 1 MiB, straight in logarithms."""
+    size = max(size, SRAM[0][0])
+    (a, low), (b, high) = SRAM[:2] if size <= SRAM[1][0] else SRAM[1:]
+    slope = log(high / low) / log(b / a)
+    return low * exp(slope * log(size / a)) / 8
+
+
+def spiking(activity: Mapping[str, Any], p: Arithmetic = FP32) -> dict[str, float]:
+    """pJ a sample of a network as measured by `activity`: {"compute", "neurons", "memory"}.
+
+    "compute" is arithmetic of the synapses alone; "neurons", the arithmetic of neurons, belongs to the model with
+    memory.
+    """
+    compute = memory = neurons = 0.0
+    for layer in activity["synapses"].values():
+        weights, outputs = layer["weights"] * p.weight, layer["outputs"] / activity["steps"]
+        if layer["kind"] == "ac":
+            compute += layer["operations"] * p.ac
+            memory += layer["operations"] * (p.weight * access(weights) + 2 * p.state * access(outputs * p.state))
+        else:
+            compute += layer["dense"] * p.mac
+            memory += dense_traffic(layer, layer["dense"], layer["inputs"], layer["outputs"], p)
+    for layer in activity["layers"].values():
+        updates = layer["neurons"] * activity["steps"]
+        neurons += updates * p.mac
+        memory += 2 * updates * p.state * access(layer["neurons"] * p.state)
+        memory += 2 * updates * layer["rate"] * ADDRESS * access(layer["neurons"] * ADDRESS)
+    return {"compute": compute, "neurons": neurons, "memory": memory}
+
+
+def ann(activity: Mapping[str, Any], p: Arithmetic = FP32) -> dict[str, float]:
+    """pJ an image of the network's shape run once, densely, as an ANN: of a twin, or of a teacher itself."""
+    compute = memory = 0.0
+    for layer in activity["synapses"].values():
+        share = layer["once"] / layer["dense"]
+        compute += layer["once"] * p.mac
+        memory += dense_traffic(layer, layer["once"], layer["inputs"] * share, layer["outputs"] * share, p)
+    return {"compute": compute, "neurons": 0.0, "memory": memory}
+
+
+def dense_traffic(layer: Mapping[str, Any], macs: float, inputs: float, outputs: float, p: Arithmetic) -> float:
+    """pJ of the memory of a dense layer: a weight and an input a multiply-add, and every output once."""
+    weight = p.weight * access(layer["weights"] * p.weight)
+    return macs * (weight + p.activation * access(inputs * p.activation)) + outputs * p.activation * access(
+        outputs * p.activation
+    )
+
+
+def table(student: Mapping[str, Any], teacher: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Rows {"name", "precision", "compute", "memory", "total", "operations"}: nJ a sample, million operations.
+
+    "compute" is synaptic arithmetic alone, "total" the model with memory traffic. The student as measured; the teacher;
+    and the ANN of the student's shape in float32, int8 and int4, whose accuracy is another question (that of the
+    ReLU twin, less what quantisation costs it).
+    """
+    spikes = bool(student["layers"])
+    networks = [("student", student, spiking if spikes else ann, p) for p in (FP32, INT8)]
+    networks += [("teacher", teacher, spiking if teacher["layers"] else ann, FP32)] if teacher else []
+    networks += [("ANN of the student's shape", student, ann, p) for p in (FP32, INT8, INT4)] if spikes else []
+    rows = []
+    for name, measured, model, p in networks:
+        e = model(measured, p)
+        layers = measured["synapses"].values()
+        if model is ann:
+            operations = sum(layer["once"] for layer in layers)
+        else:
+            operations = sum(layer["operations" if layer["kind"] == "ac" else "dense"] for layer in layers)
+        rows.append(
+            {
+                "name": name,
+                "precision": p.name,
+                "operations": operations / 1e6,
+                "compute": e["compute"] / 1e3,
+                "memory": e["memory"] / 1e3,
+                "total": sum(e.values()) / 1e3,
+            }
+        )
+    return rows
+
+
+def per_sample(measured: Mapping[str, Any]) -> dict[str, float] | None:
+    """nJ a sample in float32: {"compute": arithmetic of the synapses, "total": with neurons and memory}; None for
+    measurements of an earlier version, which did not keep the layers.
+    """
+    if "synapses" not in measured:
+        return None
+    e = (spiking if measured["layers"] else ann)(measured)
+    return {"compute": e["compute"] / 1e3, "total": sum(e.values()) / 1e3}

@@ -1,0 +1,402 @@
+"""A run or a comparison as one HTML file: nothing else is needed to read it, on a screen or on paper."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikedistill import data as data_sets
+from spikedistill import runs
+from spikedistill.core.taps import infer
+from spikedistill.report import comparison, energy, figures
+from spikedistill.report.activity import activity
+from spikedistill.report.tables import Table
+from spikedistill.spec import SpecError
+
+SHOWN = 3  # samples in a raster
+MEASURED = 500  # samples for rates and operations
+
+
+@dataclass
+class Section:
+    """A part of the page. figures: name -> (matplotlib Figure, caption)."""
+
+    title: str
+    figures: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    says: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def drawn(self) -> list[tuple[str, str, str]]:
+        return [(name, figures.inline(figure, name), caption) for name, (figure, caption) in self.figures.items()]
+
+
+def write(path: str | Path, out: str | Path | None = None, figures_to: str | Path | None = None) -> Path:
+    """Write the report of a run folder or of a comparison's, by default as `report.html` in it; returns its path.
+
+    figures_to: a folder for each figure as SVG and PDF. Raises SpecError for a folder that holds neither, or a run that
+    is not finished, and where a file is in the way that is not a report.
+    """
+    path = Path(path)
+    page = of_compare(path) if (path / "compare.json").exists() else of_run(path)
+    out = Path(out) if out else path / "report.html"
+    if out.is_dir():
+        out = out / "report.html"
+    if out.exists() and MARK not in out.read_text(errors="replace"):
+        raise SpecError([f"'{out}' is not a report of ours and is not overwritten: choose another --out"])
+    if figures_to:
+        folder = Path(figures_to)
+        folder.mkdir(parents=True, exist_ok=True)
+        for section in page["sections"]:
+            for name, (figure, _) in section.figures.items():
+                figures.save(figure, folder, name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(render(page))
+    return out
+
+
+MARK = "Made by spikedistill"
+
+
+def render(page: Mapping[str, Any]) -> str:
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    return environment.get_template("page.html").render(**page)
+
+
+# A run
+
+
+def of_run(folder: Path) -> dict[str, Any]:
+    """What the page of a run shows."""
+    if not (folder / "config.json").exists():
+        raise SpecError([f"'{folder}' is no run folder and no comparison: it holds no config.json and no compare.json"])
+    if not (folder / "result.json").exists():
+        raise SpecError([f"'{folder}': the run is not finished, so there is nothing to report yet"])
+    config, result, machine = (runs.read_json(folder / f"{n}.json") for n in ("config", "result", "machine"))
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    name, test = ("test", result["test"]) if "test" in result else ("validation", result["valid"])
+    sections = [Section("Training", {"curves": (figures.curves(history, result["best_epoch"]), "")})]
+    missing = []
+    try:
+        seen = look(folder, config, result)
+    except (SpecError, data_sets.DataError, OSError) as error:
+        seen = None
+        missing = [f"Without rasters, confusion and disagreements: {' '.join(str(error).split())}"]
+    teacher_accuracy = seen["teacher_accuracy"] if seen else None
+    if len(test["by_step"]) > 1:
+        caption = (
+            f"Mean output of the first t of {len(test['by_step'])} steps, on {test['samples']:,} samples of {name}."
+        )
+        at = {"accuracy_by_step": (figures.steps({"student": test["by_step"]}, teacher_accuracy), caption)}
+        sections.append(Section("Accuracy at every time step", at))
+    if seen:
+        sections += sections_of(seen)
+    sections += [Section("Settings", facts=[(k, said(v)) for k, v in config.items()]), origin(machine, result)]
+    act = result.get("activity") or {}
+    tiles = [(f"{test['accuracy']:.2%}", f"{name} accuracy, {test['samples']:,} samples")]
+    if teacher_accuracy is not None:
+        tiles.append((f"{teacher_accuracy:.2%}", "teacher, the same samples"))
+    if act.get("rate") is not None:
+        tiles.append((f"{act['rate']:.3f}", "spikes per neuron and step"))
+    if act:
+        tiles.append((f"{act['operations']['ac'] / 1e6:.2f} M", "synaptic additions a sample"))
+    tiles.append((f"{result['parameters']['student']:,}", "parameters"))
+    tiles.append((f"{result['train_seconds']:,.0f} s", f"training, {result['precision']} on {result['device']}"))
+    methods = " + ".join(config["method"])
+    return {
+        "title": f"{folder.name}: {methods}",
+        "subtitle": f"{config['student']} on {config['data']}, T = {config['steps']}, "
+        f"{result['epochs']} epochs, seed {result['seed']}",
+        "tiles": tiles,
+        "sections": [*sections, *([Section("Not shown", says=missing)] if missing else [])],
+        "footer": footer(machine),
+    }
+
+
+def said(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(said, value))
+    return json.dumps(value) if isinstance(value, dict | bool) or value is None else str(value)
+
+
+def origin(machine: Mapping[str, Any], result: Mapping[str, Any]) -> Section:
+    facts = [("versions", ", ".join(f"{k} {v}" for k, v in machine["versions"].items()))]
+    facts += [(k, str(machine[k])) for k in ("processor", "gpu", "system", "threads") if k in machine]
+    facts += [("command", " ".join(machine.get("command", [])))]
+    facts += [
+        (k.replace("_", " "), f"{result[k]:,}" if isinstance(result[k], int) else str(result[k]))
+        for k in ("seed", "best_epoch", "processes", "peak_memory_bytes", "teacher_calls")
+        if result.get(k) is not None
+    ]
+    return Section("Where the numbers come from", facts=facts)
+
+
+def footer(machine: Mapping[str, Any]) -> str:
+    return (
+        f"{MARK} {machine['versions'].get('spikedistill', '')}. Energy is an estimate for 45 nm, see report/energy.py."
+    )
+
+
+def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the student, and the teacher where it can be found, over the test data, as the page shows them."""
+    student = runs.load(folder)
+    # a setting that this version of the data does not take is of no concern to a picture
+    names = ("root", "valid", "size")
+    data = data_sets.load(config["data"], batch_size=config["batch"], augment="none", **{k: config[k] for k in names})
+    teacher = None
+    if config.get("teacher") and Path(config["teacher"]).exists():
+        teacher = runs.load(config["teacher"])
+    matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
+    pairs: list[tuple[Tensor, int, Tensor, Tensor]] = []
+    right = seen = 0
+    for batch in data.test:
+        own = infer(student, batch["x"]).logits.float().mean(0)
+        y = batch["y"]
+        matrix.index_put_((y, own.argmax(1)), torch.ones_like(y), accumulate=True)
+        if teacher is not None:
+            theirs = infer(teacher, batch["x"]).logits.float().mean(0)
+            right, seen = right + int((theirs.argmax(1) == y).sum()), seen + len(y)
+            differ = (theirs.argmax(1) != own.argmax(1)).nonzero()[:, 0].tolist()
+            pairs += [(frame(batch["x"], b), int(y[b]), own[b].softmax(0), theirs[b].softmax(0)) for b in differ]
+    held_out = data.valid or data.test
+    measured = activity(student, held_out, samples=MEASURED, neurons=True)
+    steps = len(result["test"]["by_step"]) if "test" in result else 1
+    first = next(iter(data.test))
+    prefix = (
+        [operations_at(student, held_out, t) for t in range(1, steps + 1)]
+        if measured["layers"] and first["x"].ndim == 4
+        else []
+    )
+    return {
+        "student": student,
+        "classes": data.classes,
+        "batch": first,
+        "confusion": matrix,
+        "pairs": pairs,
+        "teacher_accuracy": right / seen if seen else None,
+        "activity": measured,
+        "teacher_activity": activity(teacher, held_out, samples=100) if teacher is not None else None,
+        "prefix": prefix,
+        "by_step": result["test"]["by_step"] if "test" in result else [],
+        "licence": data.licence,
+    }
+
+
+def frame(x: Tensor, b: int) -> Tensor:
+    """One sample as an image [C,H,W]; frames over time are summed."""
+    return x[:, b].sum(0) if x.ndim == 5 else x[b]
+
+
+def operations_at(student: nn.Module, data: Any, steps: int) -> dict[str, Any]:
+    """Million operations and nJ of a sample that is stopped after `steps`."""
+    measured = activity(student, data, steps=steps, samples=200)
+    ops = measured["operations"]
+    joules = energy.per_sample(measured) or {"total": None, "compute": None}
+    return {"name": f"t = {steps}", "operations": (ops["ac"] + ops["mac"]) / 1e6, "total": joules["total"]}
+
+
+def sections_of(seen: Mapping[str, Any]) -> list[Section]:
+    """The sections that need the model and the data."""
+    sections, measured, classes = [], seen["activity"], seen["classes"]
+    if measured["layers"]:
+        drawn = {
+            "firing_rates": (
+                figures.rates(measured["layers"]),
+                f"On {measured['samples']} samples of validation. Right: the median (dot), the middle half (thick) and "
+                "90 % (thin) of the layer's neurons; silent neurons never fired.",
+            )
+        }
+        batch = seen["batch"]
+        x = batch["x"][:, :SHOWN] if batch["x"].ndim == 5 else batch["x"][:SHOWN]
+        spikes = infer(seen["student"], x, taps=list(measured["layers"])).taps
+        labels = [classes[int(y)] for y in batch["y"][:SHOWN]]
+        images = torch.stack([frame(x, b) for b in range(len(labels))])
+        drawn["raster"] = (
+            figures.raster(images, spikes, labels),
+            "Spikes of up to 40 neurons of every layer, evenly spaced; a row is a neuron.",
+        )
+        sections.append(Section("Spikes", drawn))
+    energies = energy.table(measured, seen["teacher_activity"])
+    points = [p | {"accuracy": a} for p, a in zip(seen["prefix"], seen["by_step"])]
+    drawn = {}
+    if len(points) > 1:
+        if seen["teacher_accuracy"] is not None:
+            row = next(row for row in energies if row["name"] == "teacher")
+            points.append(
+                {"name": "teacher", "accuracy": seen["teacher_accuracy"], "reference": True}
+                | {k: row[k] for k in ("operations", "total")}
+            )
+        panels = [
+            ("operations", "operations of an image [millions]"),
+            ("total", "energy of an image, memory included [nJ]"),
+        ]
+        caption = "The student stopped after 1 .. T steps. A ring: nothing else here is better in both."
+        drawn["accuracy_cost"] = (figures.pareto(points, panels, joined=True), caption)
+    drawn["energy"] = (
+        figures.energies(energies),
+        "Arithmetic alone flatters a spiking network; beside it memory traffic and neurons, the teacher, and the ANN "
+        "of the student's shape, also quantised. See report/energy.py (45 nm; Horowitz, ISSCC 2014).",
+    )
+    layers = [
+        [
+            name,
+            "additions" if s["kind"] == "ac" else "multiply-adds",
+            f"{s['operations'] / 1e3:,.1f}",
+            f"{s['dense'] / 1e3:,.1f}",
+            f"{s['weights']:,}",
+        ]
+        for name, s in measured["synapses"].items()
+    ]
+    heads = ["layer", "its input asks for", "operations [thousands]", "dense [thousands]", "parameters"]
+    notes = [
+        f"{name}: its input is the mean of {s['averaged']} values, of which every spike is counted"
+        for name, s in measured["synapses"].items()
+        if s["averaged"] > 1
+    ]
+    sections.append(Section("Operations and energy", drawn, [Table(heads, layers)], notes=notes))
+    matrix = seen["confusion"].numpy()
+    sections.append(
+        Section(
+            "Confusion", {"confusion": (figures.confusion(matrix, classes), f"{int(matrix.sum()):,} test samples.")}
+        )
+    )
+    if seen["pairs"]:
+        sections.append(disagreement(seen["pairs"], classes, int(matrix.sum())))
+    return sections
+
+
+def disagreement(pairs: Sequence[tuple[Tensor, int, Tensor, Tensor]], classes: Sequence[str], samples: int) -> Section:
+    """Where teacher and student differ: how often who is right, and up to six samples of both kinds."""
+    counts = {"teacher": 0, "student": 0, "neither": 0}
+    kinds: dict[str, list] = {name: [] for name in counts}
+    for image, y, own, theirs in pairs:
+        who = "teacher" if int(theirs.argmax()) == y else "student" if int(own.argmax()) == y else "neither"
+        counts[who] += 1
+        kinds[who].append((image, y, own, theirs))
+    shown = []
+    for image, y, own, theirs in [*kinds["teacher"][:3], *kinds["student"][:3]]:
+        order = dict.fromkeys([y, *own.topk(2).indices.tolist(), *theirs.topk(2).indices.tolist()])
+        top = list(order)[:4]
+        shown.append(
+            {"image": image, "label": classes[y]}
+            | {who: {classes[k]: float(p[k]) for k in top} for who, p in (("student", own), ("teacher", theirs))}
+        )
+    words = ", ".join(f"{who} right {counts[who]:,}" for who in ("teacher", "student"))
+    share = f"{len(pairs):,} of {samples:,} test samples ({len(pairs) / samples:.1%})"
+    section = Section("Teacher and student", says=[f"They differ on {share}: {words}, neither {counts['neither']:,}."])
+    if shown:
+        caption = "First samples where the teacher is right, then some where the student is. *: the true class."
+        section.figures["disagreements"] = figures.disagreements(shown), caption
+    return section
+
+
+# A comparison
+
+
+def of_compare(folder: Path) -> dict[str, Any]:
+    """What the page of a comparison shows, from compare.json and the run folders beside it."""
+    c = runs.read_json(folder / "compare.json")
+    rows, baseline = c["rows"], c["baseline"]
+    if not rows:
+        raise SpecError([f"'{folder}': no run of this comparison is finished, so there is nothing to report yet"])
+    accuracy, cost = comparison.tables(rows, "", baseline, c["confidence"])
+    legend = comparison.legend(rows, c["confidence"], c.get("jobs", 1))
+    drawn = {"accuracies": (figures.dots(rows), "")}
+    if any("difference" in row for row in rows):
+        caption = "Blue: better, orange: worse, grey: not shown to differ."
+        drawn["paired_differences"] = (figures.differences(rows, baseline), caption)
+    sections = [Section("Accuracy", drawn, [accuracy], says=c["conclusions"], notes=legend[:2])]
+    teacher = c.get("teacher") or {}
+    points = [
+        {
+            "name": r["name"],
+            "accuracy": r["accuracy"],
+            "spread": r["spread"],
+            "energy": r.get("energy_nj"),
+            "seconds": r["seconds"],
+            "operations": (r["ac"] + r["mac"]) / 1e6,
+        }
+        for r in rows
+    ]
+    panels = [
+        ("operations", "operations of an image [millions]"),
+        ("energy", "energy of an image [nJ]"),
+        ("seconds", "training [s]"),
+    ]
+    panels = [p for p in panels if all(point[p[0]] is not None for point in points)]
+    caption = "Mean and standard deviation over seeds. A ring: nothing else here is better in both."
+    sections.append(Section("Cost", {"pareto": (figures.pareto(points, panels), caption)}, [cost], notes=legend[2:]))
+    by_step = {r["name"]: r["by_step"] for r in rows}
+    if all(len(v) > 1 for v in by_step.values()):
+        drawn = {
+            "accuracy_by_step": (
+                figures.steps(by_step, teacher.get("accuracy")),
+                "Mean output of the first t steps, mean over seeds.",
+            )
+        }
+        sections.append(Section("Accuracy at every time step", drawn))
+    if lines := histories(folder, rows):
+        sections.append(Section("Training", {"learning": (figures.learning(lines), "")}))
+    if references := c.get("references"):
+        caption = (
+            f"The student as trained by {baseline}, the teacher, and the ANN of the student's shape, also quantised."
+        )
+        sections.append(Section("Energy", {"energy": (figures.energies(references), caption)}))
+    settings = [
+        (r["name"], "; ".join(f"{k} = {said(v)}" for k, v in r["settings"].items() if k != "name")) for r in rows
+    ]
+    settings += [
+        (f"{r['name']}, tuned", f"{len(r['tuned']['trials'])} trials on validation: {said(r['tuned']['values'])}")
+        for r in rows
+        if "tuned" in r
+    ]
+    sections.append(Section("What differs between rows", facts=settings))
+    sections.append(Section("The same for all", facts=[(k, said(v)) for k, v in c["settings"].items()]))
+    machine = c["machine"]
+    facts = [
+        ("versions", ", ".join(f"{k} {v}" for k, v in machine["versions"].items())),
+        ("processor", machine["processor"]),
+    ]
+    facts += [("seeds", said(c["seeds"])), ("data, teacher", ", ".join(str(v) for v in c["origin"].values()))]
+    facts += [("training, all runs", f"{c['seconds']:,.0f} s")]
+    sections.append(Section("Where the numbers come from", facts=facts, notes=[f"{n}." for n in c["notes"]]))
+    tiles = []
+    if teacher.get("accuracy") is not None:
+        tiles.append((f"{teacher['accuracy']:.2%}", f"teacher, {teacher['parameters']:,} parameters"))
+    tiles += [(f"{r['accuracy']:.2%}", r["name"] + plus_minus(r)) for r in rows[:5]]
+    return {
+        "title": "Methods compared",
+        "subtitle": c["title"],
+        "tiles": tiles,
+        "sections": sections,
+        "footer": footer(machine),
+    }
+
+
+def plus_minus(row: Mapping[str, Any]) -> str:
+    return f" ± {100 * row['spread']:.2f}" if row["spread"] is not None else ""
+
+
+def histories(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Mean validation accuracy of every row over the epochs, where the run folders are there."""
+    lines = {}
+    for row in rows:
+        runs_of = []
+        for seed in row["seeds"]:
+            file = folder / "runs" / f"{row['name']}-{seed}" / "metrics.jsonl"
+            if not file.exists():
+                return {}
+            runs_of.append([json.loads(line).get("valid_accuracy") for line in file.read_text().splitlines()])
+        means = [sum(at) / len(at) for at in zip(*runs_of) if None not in at]
+        if len(means) < 2:
+            return {}
+        lines[row["name"]] = means
+    return lines

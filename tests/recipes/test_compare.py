@@ -1,0 +1,230 @@
+"""Compare on tiny images: pairing, resuming, sharing the work, mistakes."""
+
+import copy
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import spikedistill
+from spikedistill import cli
+from spikedistill.core.plan import Plan
+from spikedistill.core.step import Pass
+from spikedistill.methods import METHODS
+from spikedistill.objectives import CE
+from spikedistill.recipes import compare, tuning
+from spikedistill.recipes.distill import distill
+from spikedistill.spec import SpecError
+
+TEACHER, STUDENT = "small(widths=(4, 6), neuron=relu)", "small(widths=(3, 6))"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for c, name in enumerate(("left", "middle", "right")):
+        (folder / name).mkdir()
+        for i in range(12):
+            image = rng.integers(0, 80, (12, 12), dtype=np.uint8)
+            image[:, 4 * c : 4 * c + 4] += 150
+            Image.fromarray(image).save(folder / name / f"{i}.png")
+    return f"folder:{folder}"
+
+
+@pytest.fixture
+def how(pictures, tmp_path):
+    """Settings of a comparison in this process, which takes a second or two."""
+    common = dict(data=pictures, student=STUDENT, teacher=TEACHER, epochs=1, batch=12, steps=2, valid=0.25)
+    return common | dict(precision="32-true", seeds=[0, 1], jobs=0, progress=False, out=str(tmp_path / "out"))
+
+
+def mistakes(methods, how, **more):
+    with pytest.raises(SpecError) as error:
+        compare.compare(methods, **how | more)
+    return str(error.value)
+
+
+def test_rows_seeds_tables_and_the_same_command_again(how, tmp_path, capsys):
+    methods = "ce; both = kd+bkd"
+    result = compare.compare(methods, **how, bkd={"blur": 0.3}, row={"both": {"lr": 0.02}})
+    out = tmp_path / "out"
+    assert [row["name"] for row in result["rows"]] == ["ce", "both"] and result["baseline"] == "ce"
+    ce, both = result["rows"]
+    assert ce["seeds"] == both["seeds"] == [0, 1] and both["difference"]["seeds"] == [0, 1]
+    assert (ce["teacher_calls"], both["teacher_calls"]) == (0, 1) and ce["training_only"] == 0 < both["training_only"]
+    assert both["settings"]["lr"] == 0.02 and both["settings"]["bkd"] == {"blur": 0.3}
+    config = json.loads((out / "runs" / "both-1" / "config.json").read_text())
+    assert config["lr"] == 0.02 and config["seed"] == 1 and config["teacher"] == str(out / "teacher")
+    assert json.loads((out / "runs" / "ce-0" / "config.json").read_text())["teacher"] is None
+    assert "95% interval" in capsys.readouterr().out
+    assert {p.name for p in out.glob("compare.*")} == {"compare.json", "compare.csv", "compare.md", "compare.tex"}
+    lines = list(csv.DictReader((out / "compare.csv").open()))
+    assert float(lines[1]["difference"]) == pytest.approx(both["difference"]["mean"])
+    before = {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*")}
+    again = compare.compare(methods, **how, bkd={"blur": 0.3}, row={"both": {"lr": 0.02}})
+    assert before == {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*")}
+    assert again["rows"] == result["rows"] and again["conclusions"] == result["conclusions"]
+    wider = compare.compare(
+        "ce; both = kd+bkd; tet", **how | {"seeds": [0, 1, 2]}, bkd={"blur": 0.3}, row={"both": {"lr": 0.02}}
+    )
+    assert wider["rows"][0]["accuracies"][:2] == ce["accuracies"] and len(wider["rows"]) == 3
+
+
+def test_runs_of_a_seed_share_initialisation_order_and_augmentation(how, tmp_path):
+    """With steps too small to be seen, whatever is left of training is the initialisation and the norms' statistics."""
+    rows = ["ce", "kd", "bkd", "tet", "activity", "kdsnn", "joint_a_snn", "own = sakd(init='matching')"]
+    how |= {"augment": "flip|shift(1)", "weight_decay": 0.0, "lr": 1e-30, "select": "last"}
+    result = compare.compare(rows, **how)
+    out = tmp_path / "out" / "runs"
+    weights = {p.name: spikedistill.load(p).state_dict() for p in out.glob("*-[01]") if "joint" not in p.name}
+    for name, state in weights.items():
+        ce = weights[f"ce-{name[-1]}"]
+        same = all(torch.allclose(v.float(), ce[k].float(), rtol=0, atol=1e-5) for k, v in state.items())
+        assert same == (not name.startswith("own")), name
+    notes = " ".join(result["notes"])
+    assert "joint_a_snn rewrites the student" in notes and "own starts from weights of its own" in notes
+    assert any(not torch.equal(v, weights["ce-1"][k]) for k, v in weights["ce-0"].items())
+
+
+def test_a_comparison_of_processes_shares_out_and_a_killed_one_goes_on(how, tmp_path, capsys):
+    words = [f"--{k}={v if k != 'seeds' else '0,1'}" for k, v in how.items() if k not in ("jobs", "progress")]
+    command = [sys.executable, "-m", "spikedistill.cli", "compare", "--method", "ce; tet", "--jobs", "2", *words]
+    command[command.index(f"--teacher={TEACHER}")] = "--no-progress"
+    subprocess.run([*command, "--shard", "1/2"], check=True, timeout=300, capture_output=True)
+    out = tmp_path / "out" / "runs"
+    assert sorted(p.parent.name for p in out.glob("*/result.json")) == ["ce-0", "tet-0"]
+    first = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert first["missing"] == ["ce-1", "tet-1"] and first["rows"][1]["verdict"] == "one seed"
+    weights = (out / "tet-0" / "student.safetensors").read_bytes()
+    (out / "tet-0" / "result.json").unlink()  # as if it had been killed before the end
+    how |= {"teacher": None}
+    lines = {r["run"]: r["state"] for r in compare.compare("ce; tet", **how, dry_run=True)["runs"]}
+    assert lines == {"ce-0": "finished", "ce-1": "to do", "tet-0": "goes on after epoch 1", "tet-1": "to do"}
+    with compare.claim(tmp_path / "out" / "locks" / "runs-ce-1"):  # another machine is on it
+        result = compare.compare("ce; tet", **how)
+        assert result["missing"] == ["ce-1"] and "not finished: ce-1" in result["notes"][0]
+    assert compare.compare("ce; tet", **how)["missing"] == []
+    assert (out / "tet-0" / "student.safetensors").read_bytes() == weights
+
+
+def test_a_row_again_in_a_run_of_its_own_gives_the_same_numbers(how, tmp_path):
+    result = compare.compare("kd(tau=2)", **how | {"seeds": [3]})
+    one = json.loads((tmp_path / "out" / "runs" / "kd-3.json").read_text()) | {"out": str(tmp_path / "again")}
+    student, teacher, data, methods = (one.pop(k) for k in ("student", "teacher", "data", "method"))
+    again = distill(student, teacher, data, methods, **one)
+    assert again["test"]["accuracy"] == result["rows"][0]["accuracies"][0]
+    files = [(p / "student.safetensors").read_bytes() for p in (tmp_path / "again", tmp_path / "out" / "runs" / "kd-3")]
+    assert files[0] == files[1]
+
+
+def test_every_mistake_is_named_before_work_starts(how, tmp_path):
+    text = mistakes(
+        "ce; soft = kd(tau=8)+bkd; ce = tet; bkdd", how,
+        bkd={"blurr": 3}, row={"soft": {"epochs": 3, "lr": -1}, "sof": {"lr": 1.0}}, baseline="kdd", shard="5/4",
+        seed=3, joint=1, lasnn={"weight": 1.0}, seeds=[0, 0],
+    )  # fmt: skip
+    for words in (
+        "bkd.blurr: no such setting; did you mean 'blur'?", "row.soft.epochs: it is the same for every row",
+        "row.soft.lr: -1", "row.sof: there is no such row; did you mean 'soft'?", "two rows are called 'ce'",
+        "'bkdd' is unknown; did you mean 'bkd'?", "baseline: 'kdd' is no row", "shard: '5/4'", "--seeds 0,1,2",
+        "joint: no such setting", "lasnn: settings for a method that no row uses", "give each seed once",
+    ):  # fmt: skip
+        assert words in text, (words, text)
+    assert not (tmp_path / "out").exists()
+    assert "student: each run is a process" in mistakes("ce", how, student=torch.nn.Linear(1, 1))
+    assert "kd needs one" in mistakes("ce; kd", how, teacher=None)
+
+
+def test_rows_that_cannot_share_the_student_are_named(how, tmp_path, monkeypatch):
+    def another(student, teacher=None):
+        """A method that trains something else than the student."""
+        other = copy.deepcopy(student)
+        return Plan({"student": Pass(other, grad=True)}, {"ce": (1.0, CE())})
+
+    monkeypatch.setitem(METHODS, "another", another)
+    text = mistakes("ce; another; far = bkd(tap='stage9'); two = kd(ce=0.1)+bkd", how)
+    assert "row 'another' does not train the student: it cannot share one" in text
+    assert "row 'far': bkd: student (Small) publishes no tap 'stage9'" in text
+    assert "row 'two'" in text and "term 'ce' means two things" in text and "row 'ce'" not in text
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_folders_of_other_settings_versions_or_data_are_named_and_kept(how, tmp_path, capsys):
+    how |= {"teacher": None, "seeds": [0]}
+    compare.compare("ce; tet", **how)
+    out = tmp_path / "out"
+    result = (out / "runs" / "ce-0" / "result.json").read_text()
+    assert "'ce': 1" not in mistakes("ce; tet(lam=0.5)", how) and "tet-0' holds a run with other settings" in mistakes(
+        "ce; tet(lam=0.5)", how
+    )
+    assert "ce-0' holds a run with other settings (epochs: 1 there, 2 now)" in mistakes("ce", how, epochs=2)
+    machine = json.loads((out / "runs" / "ce-0" / "machine.json").read_text())
+    old = machine | {"versions": machine["versions"] | {"torch": "1.0"}}
+    (out / "runs" / "ce-0" / "machine.json").write_text(json.dumps(old))
+    assert "ce-0' was made by other versions (torch 1.0 there" in mistakes("ce; tet", how)
+    mixed = compare.compare("ce; tet", **how, mixed=True)
+    assert "made by 2 sets of versions" in " ".join(mixed["notes"])
+    (out / "runs" / "ce-0" / "machine.json").write_text(json.dumps(machine))
+    origin = json.loads((out / "origin.json").read_text())
+    (out / "origin.json").write_text(json.dumps(origin | {"data": "0123"}))
+    assert "data: these are not the ones" in mistakes("ce; tet", how)
+    (out / "origin.json").write_text(json.dumps(origin))
+    (out / "runs" / "tet-0" / "result.json").write_text('{"test": ')
+    assert "tet-0' is damaged" in mistakes("ce; tet", how)
+    (out / "runs" / "tet-0" / "config.json").unlink()
+    assert "but no config.json: move it away" in mistakes("ce; tet", how)
+    assert "left alone: tet-0" not in " ".join(compare.compare("ce", **how)["notes"])
+    assert (out / "runs" / "ce-0" / "result.json").read_text() == result
+
+
+def test_a_run_that_fails_is_named_and_the_others_finish(how, tmp_path, monkeypatch):
+    def fails(student, teacher=None):
+        """A method whose loss is not a number once training runs."""
+        return Plan({"student": Pass(student, grad=True)}, {"ce": (lambda p: float("nan") if p != 0.5 else 1.0, CE())})
+
+    monkeypatch.setitem(METHODS, "fails", fails)
+    text = mistakes("ce; fails", how, teacher=None, seeds=[0])
+    assert "fails-0 failed" in text and "ce-0" not in text
+    kept = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [row["name"] for row in kept["rows"]] == ["ce"] and kept["missing"] == ["fails-0"]
+
+
+def test_the_space_of_a_method_is_its_rate_and_weights():
+    start = tuning.defaults([("bkd", {}), ("kd", {"weight": 0.5})], 0.02)
+    assert start["lr"] == 0.02 and start["kd.weight"] == 0.5 and "bkd.weight" in start
+    assert not {"kd.ce", "kd.tau", "bkd.blur"} & set(start)
+    assert tuning.space(start, 0.02)["lr"] == pytest.approx((0.0025, 0.08))
+    assert tuning.applied({"lr": 1, "kd.weight": 2}) == {"lr": 1, "kd": {"weight": 2}}
+
+
+def test_tuning_gives_every_row_as_many_trials_and_never_reads_the_test_data(how, tmp_path):
+    pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'spikedistill[tune]'")
+    how |= {"seeds": [0], "tune": 2}
+    result = compare.compare("ce; kd", **how)
+    for row in result["rows"]:
+        assert len(row["tuned"]["trials"]) == 2 and row["tuned"]["trials"][0]["values"]["lr"] == 0.01
+        assert row["settings"]["lr"] == row["tuned"]["values"]["lr"]
+        best = max(t["valid"] for t in row["tuned"]["trials"])
+        assert row["tuned"]["valid"] == best
+    trials = [json.loads(p.read_text()) for p in (tmp_path / "out" / "tune").glob("*/result.json")]
+    assert len(trials) == 4 and all("test" not in t and "valid" in t for t in trials)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/*/*")}
+    assert compare.compare("ce; kd", **how)["rows"] == result["rows"]
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/*/*")}
+
+
+def test_tune_without_optuna_says_what_to_install(how, monkeypatch):
+    monkeypatch.setattr(tuning, "find_spec", lambda name: None)
+    assert "pip install 'spikedistill[tune]'" in mistakes("ce", how, tune=2)
+
+
+def test_help_shows_the_settings(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--help"])
+    text = capsys.readouterr().out
+    assert "--dry-run" in text and "--shard" in text and "--overwrite" not in text

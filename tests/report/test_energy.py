@@ -1,0 +1,90 @@
+"""Energy by hand."""
+
+import pytest
+import torch
+
+from spikedistill.models.small import small
+from spikedistill.report import energy
+from spikedistill.report.activity import activity
+
+LAYERS = {"neuron": {"rate": 0.25, "neurons": 100}}
+FIRST = {
+    "kind": "mac",
+    "operations": 900.0,
+    "dense": 1000.0,
+    "once": 1000.0,
+    "inputs": 50.0,
+    "outputs": 100.0,
+    "weights": 10,
+    "averaged": 1,
+}
+SECOND = {
+    "kind": "ac",
+    "operations": 400.0,
+    "dense": 4000.0,
+    "once": 1000.0,
+    "inputs": 400.0,
+    "outputs": 40.0,
+    "weights": 1000,
+    "averaged": 1,
+}
+STUDENT = {"steps": 4, "layers": LAYERS, "synapses": {"first": FIRST, "second": SECOND}}
+
+
+def test_memory_costs_what_is_published_and_grows_between():
+    assert [energy.access(b) * 8 for b in (1, 8192, 32768, 2**20)] == pytest.approx([10, 10, 20, 100])
+    assert 10 / 8 < energy.access(16384) < 20 / 8 and energy.access(2**22) > 100 / 8
+    assert energy.access(16384) * 8 == pytest.approx(200**0.5)
+
+
+def test_a_spiking_network_by_hand():
+    e = energy.spiking(STUDENT)
+    assert e["compute"] == pytest.approx(1000 * 4.6 + 400 * 0.9)
+    assert e["neurons"] == pytest.approx(100 * 4 * 4.6)
+    small = 10 / 8  # pJ a byte: every memory here is of the smallest kind
+    first = 1000 * (4 + 4) * small + 100 * 4 * small
+    second = 400 * (4 + 2 * 4) * small
+    neurons = 2 * 400 * 4 * small + 2 * 100 * 2 * small
+    assert e["memory"] == pytest.approx(first + second + neurons)
+
+
+def test_an_ann_of_the_shape_by_hand_in_8_and_4_bits():
+    small = 10 / 8
+    for p, mac, bytes_ in ((energy.FP32, 4.6, 4), (energy.INT8, 0.3, 1), (energy.INT4, 0.15, 0.5)):
+        e = energy.ann(STUDENT, p)
+        assert e["compute"] == pytest.approx(2000 * mac) and e["neurons"] == 0
+        outputs = 100 + 40 / 4
+        assert e["memory"] == pytest.approx(2000 * 2 * bytes_ * small + outputs * bytes_ * small)
+
+
+def test_a_large_memory_costs_more():
+    wide = SECOND | {"weights": 2**18}
+    e = energy.spiking({"steps": 4, "layers": {}, "synapses": {"second": wide}})
+    assert e["memory"] == pytest.approx(400 * (4 * 100 / 8 + 2 * 4 * 10 / 8))
+
+
+def test_the_table_has_the_references_and_the_measured_shape():
+    x = {"x": torch.rand(4, 1, 8, 8), "y": torch.zeros(4)}
+    student = activity(small(classes=3, widths=(4, 6), steps=4), [x])
+    teacher = activity(small(classes=3, widths=(8, 16), neuron="relu"), [x])
+    rows = energy.table(student, teacher)
+    names = [(row["name"], row["precision"]) for row in rows]
+    shape = "ANN of the student's shape"
+    assert names == [
+        ("student", "float32"),
+        ("student", "int8"),
+        ("teacher", "float32"),
+        (shape, "float32"),
+        (shape, "int8"),
+        (shape, "int4"),
+    ]
+    of = dict(zip(names, rows))
+    dense = 64 * 9 * 4 + 16 * 9 * 4 * 6 + 6 * 3
+    assert of[shape, "float32"]["operations"] == pytest.approx(dense / 1e6)
+    assert of[shape, "float32"]["compute"] == pytest.approx(dense * 4.6 / 1e3)
+    twin = activity(small(classes=3, widths=(4, 6), neuron="relu"), [x])
+    assert energy.ann(twin)["compute"] == pytest.approx(energy.ann(student)["compute"])
+    assert energy.ann(twin)["memory"] == pytest.approx(energy.ann(student)["memory"])
+    assert of["teacher", "float32"]["compute"] > of[shape, "float32"]["compute"]
+    assert all(row["total"] > row["compute"] > 0 for row in rows)
+    assert energy.per_sample({"operations": {}}) is None and energy.per_sample(student)["total"] > 0

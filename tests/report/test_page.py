@@ -1,0 +1,165 @@
+"""The report of a run and of a comparison: what is in it, and that a browser shows it."""
+
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as xml
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spikedistill import cli
+from spikedistill.recipes.compare import compare
+from spikedistill.report import page
+from spikedistill.spec import SpecError
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+RUN = {"curves", "accuracy_by_step", "firing_rates", "raster", "accuracy_cost", "energy", "confusion", "disagreements"}
+COMPARE = {"accuracies", "paired_differences", "pareto", "accuracy_by_step", "learning", "energy"}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A comparison of ce and kd on tiny images; its folder."""
+    folder, rng = tmp_path_factory.mktemp("report"), np.random.default_rng(0)
+    for c, name in enumerate(("left", "<b>middle</b>".replace("/", ""), "right")):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for i in range(20):
+            image = rng.integers(0, 120, (12, 12), dtype=np.uint8)
+            image[:, 4 * c : 4 * c + 4] += 60
+            Image.fromarray(image).save(folder / "pictures" / name / f"{i}.png")
+    compare(
+        ["ce", "kd"], "small(widths=(3, 6))", "small(widths=(4, 6), neuron=relu)", f"folder:{folder / 'pictures'}",
+        epochs=2, batch=16, steps=3, lr=0.03, precision="32-true", seeds=[0, 1], jobs=0, progress=False, out=str(folder / "out"),
+    )  # fmt: skip
+    return folder / "out"
+
+
+def figures_of(html):
+    """name -> svg of each figure."""
+    return dict(re.findall(r'<figure id="(\w+)">(<svg.*?</svg>)', html, re.S))
+
+
+def test_a_run_has_every_figure_and_needs_nothing_else(compared, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(
+            [
+                "report",
+                str(compared / "runs" / "kd-0"),
+                "--out",
+                str(tmp_path / "r.html"),
+                "--figures",
+                str(tmp_path / "f"),
+            ]
+        )
+    assert not stop.value.code and capsys.readouterr().out.strip() == str(tmp_path / "r.html")
+    html = (tmp_path / "r.html").read_text()
+    assert set(figures_of(html)) >= RUN - {"disagreements"}
+    assert (
+        not re.findall(r'(?:src|href)="(?!#|data:)', html.replace("xlink:href", "href"))
+        and "<script" not in html
+        and "@import" not in html
+    )
+    assert "<b>middle" not in html  # a class's name is text
+    names = {p.name for p in (tmp_path / "f").iterdir()}
+    assert names == {f"{n}.{e}" for n in figures_of(html) for e in ("svg", "pdf")}
+    result = json.loads((compared / "runs" / "kd-0" / "result.json").read_text())
+    for text in (f"{result['test']['accuracy']:.2%}", "torch", "seed 0", "kd", "teacher", "int4", "precision"):
+        assert text in html, text
+    assert "mean of 36 values" in html or "mean of" in html
+
+
+def test_a_comparison_has_table_intervals_and_figures(compared):
+    path = page.write(compared)
+    html = path.read_text()
+    assert path == compared / "report.html" and set(figures_of(html)) == COMPARE
+    comparison = json.loads((compared / "compare.json").read_text())
+    for text in (
+        "95% interval",
+        "Δ to ce",
+        "No winner",
+        "baseline",
+        *(f"{r['accuracy']:.2%}" for r in comparison["rows"]),
+    ):
+        assert text in html, text
+    assert page.write(compared) == path  # a report may be made again
+
+
+@pytest.mark.parametrize("which", ["run", "compare"])
+def test_figures_are_well_formed_with_ids_and_colours_of_their_own(compared, tmp_path, which):
+    html = page.write(compared if which == "compare" else compared / "runs" / "ce-1", tmp_path / "r.html").read_text()
+    ids = re.findall(r'\sid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"(?:href=\"#|url\(#)([^\")]+)", html)) <= set(ids)
+    for name, svg in figures_of(html).items():
+        xml.fromstring(svg)
+        assert "var(--ink)" in svg and "<text" in svg, name
+        assert not re.findall(r"#(?:0072b2|d55e00|1f2328)", svg), name
+    assert set(re.findall(r"var\((--\w+)\)", html)) <= set(re.findall(r"(--\w+):", html))
+
+
+def test_what_cannot_be_reported_is_said(compared, tmp_path):
+    with pytest.raises(SpecError, match="no run folder and no comparison"):
+        page.write(tmp_path)
+    half = tmp_path / "half"
+    shutil.copytree(compared / "runs" / "ce-0", half)
+    (half / "result.json").unlink()
+    with pytest.raises(SpecError, match="not finished"):
+        page.write(half)
+    mine = tmp_path / "mine.html"
+    mine.write_text("my notes")
+    with pytest.raises(SpecError, match="is not overwritten"):
+        page.write(compared, mine)
+    assert mine.read_text() == "my notes"
+
+
+def test_a_run_whose_data_are_gone_is_reported_without_them(compared, tmp_path):
+    away = tmp_path / "away"
+    shutil.copytree(compared / "runs" / "ce-0", away)
+    config = json.loads((away / "config.json").read_text())
+    (away / "config.json").write_text(json.dumps(config | {"data": "folder:gone"}))
+    html = page.write(away).read_text()
+    assert set(figures_of(html)) == {"curves", "accuracy_by_step"} and "Not shown" in html and "gone" in html
+
+
+PROBE = """<pre id="probe"></pre><script>
+document.getElementById("probe").textContent = JSON.stringify([
+  [...document.querySelectorAll("svg.figure")].map(s => [s.getBoundingClientRect().width, s.getBoundingClientRect().height,
+    s.querySelectorAll("path, use, image").length]),
+  document.documentElement.scrollWidth <= window.innerWidth, getComputedStyle(document.body).backgroundColor])
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found: apt-get install chromium")
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("which", ["run", "compare"])
+def test_a_browser_shows_it(compared, tmp_path, which, dark):
+    """Every figure has a size and something in it, nothing is wider than the window, the console is silent."""
+    path = page.write(compared if which == "compare" else compared / "runs" / "kd-0", tmp_path / "r.html")
+    count = len(figures_of(path.read_text()))
+    probed = tmp_path / "probed.html"
+    probed.write_text(path.read_text().replace("</body>", PROBE + "</body>"))
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path / 'u'}",
+    ]
+    command += [
+        "--window-size=1000,1400",
+        "--hide-scrollbars",
+        f"--blink-settings=preferredColorScheme={int(not dark)}",
+    ]
+    done = subprocess.run([*command, "--dump-dom", probed.as_uri()], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    found = json.loads(re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.S).group(1))
+    sizes, fits, colour = found
+    assert len(sizes) == count and all(w > 200 and h > 60 and marks > 5 for w, h, marks in sizes), sizes
+    assert fits and (sum(map(int, re.findall(r"\d+", colour)[:3])) < 200) == dark
+    picture = tmp_path / "shot.png"
+    subprocess.run([*command, f"--screenshot={picture}", path.as_uri()], capture_output=True, timeout=120)
+    assert np.asarray(Image.open(picture).convert("L")).std() > 3
