@@ -156,6 +156,26 @@ def run(recipe: str = "", *tokens: Tokens) -> None:
     start(recipe, tokens)
 
 
+@app.command(help_flags=[])
+def export(run: str = "", *tokens: Tokens) -> None:
+    """Write a trained student as NIR, ONNX or torch.export and check the file (`spikedistill export --help`)."""
+    on_run("export", run, tokens)
+
+
+@app.command(help_flags=[])
+def predict(run: str = "", *tokens: Tokens) -> None:
+    """Classify images or a test set with a trained student (`spikedistill predict --help`)."""
+    on_run("predict", run, tokens)
+
+
+def on_run(recipe: str, run: str, tokens: Sequence[str]) -> None:
+    """Start a recipe whose first word is a run folder: `spikedistill export RUN --to nir`."""
+    if run in ("", "--help", "-h"):
+        print(f"usage: spikedistill {recipe} RUN [--FLAG VALUE ...]\n")
+        return start(recipe, ["--help"])
+    start(recipe, [run, *tokens] if run.startswith("-") else ["--run", run, *tokens])
+
+
 def start(recipe: str, tokens: Sequence[str]) -> None:
     """Parse flags into a recipe's config, report every mistake at once, and run it."""
     from spikedistill.recipes import RECIPES
@@ -177,7 +197,7 @@ def start(recipe: str, tokens: Sequence[str]) -> None:
     if mistakes:
         raise SpecError(mistakes)
     result = module.run(c)
-    if isinstance(result, dict):
+    if isinstance(result, dict) and "test" in result:
         report(result)
 
 
@@ -285,6 +305,9 @@ def main(tokens: Sequence[str] | None = None) -> None:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if type(error).__name__ == "Mismatch":
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
         # errors of ours that a user can act on, looked up by name so that nothing heavy is imported for this
         if type(error).__name__ in ("TrainingError", "DataError", "MissingData", "TapError"):
             fail([str(error)])

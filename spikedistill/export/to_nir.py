@@ -37,6 +37,7 @@ from spikedistill.neurons import Neuron
 from spikedistill.spec import SpecError
 
 EXTENSION = ".nir"
+TOLERANCE = 1e-4  # of logits, relative to the largest
 DT = 1e-4
 T, B = 5, 7  # of the input that is traced: sizes that no layer has by chance in front
 LEADS = ((T, B), (1, B), (T * B,), (B,))
@@ -419,14 +420,13 @@ class Executor:
         return fired.to(x.dtype)
 
 
-def readers(path: Path, steps: int | None = None, dt: float | None = None) -> dict[str, Callable[[Tensor], Trace]]:
+def readers(path: Path, steps: int | None = None) -> dict[str, Callable[[Tensor], Trace]]:
     """{reader: x -> Trace} of the programs that can run the file here: our own, and snnTorch's where it is installed.
 
     steps: T for images.
     """
     graph = nir.read(path)
-    known = graph.metadata.get("dt")
-    dt = dt or (float(known) if known is not None else DT)
+    dt = float(graph.metadata.get("dt", DT))
     own = Executor(graph, dt)
 
     def read(x: Tensor) -> Trace:
@@ -457,6 +457,12 @@ def snntorch_cannot(graph: nir.NIRGraph, dt: float = DT) -> str | None:
     if any(isinstance(n, nir.Conv2d) and int(n.groups) > 1 for n in graph.nodes.values()):
         return "it reads a grouped convolution's channels from its weights, which fails"
     return None
+
+
+def why_not_snntorch(path: Path) -> str | None:
+    """Why `readers` does not ask snnTorch about a file, or None."""
+    graph = nir.read(path)
+    return snntorch_cannot(graph, float(graph.metadata.get("dt", DT)))
 
 
 def snntorch(path: Path, steps: int | None) -> Callable[[Tensor], Trace]:

@@ -15,6 +15,7 @@ from spikedistill.export.to_torch import trace
 from spikedistill.export.verify import Trace
 
 EXTENSION = ".onnx"
+TOLERANCE = 1e-5  # of logits, relative to the largest
 
 
 def needs() -> list[str]:

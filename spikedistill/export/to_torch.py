@@ -16,6 +16,7 @@ from spikedistill.export.fold import Deployed, plain
 from spikedistill.export.verify import Trace
 
 EXTENSION = ".pt2"
+TOLERANCE = 1e-4  # of logits, relative to the largest
 
 
 def needs() -> list[str]:

@@ -2,7 +2,7 @@
 
 Two programs round differently, so a potential that lies on the threshold to within rounding may fire in one and not in
 the other, and everything after it in that sample may follow. That is told apart from a fault by where it begins: in each
-sample, the first layer and time step at which spikes differ. There the student's potential must be within TOLERANCE of
+sample, the first layer and time step at which spikes differ. There the student's potential must be within NEAR of
 the threshold; otherwise the file computes something else, and the layer and step are named.
 """
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from spikedistill.core.taps import infer
 from spikedistill.neurons import Neuron
 
-TOLERANCE = 1e-4
-"""Of potentials, relative to the threshold, and of logits, relative to the largest: float32 after a few thousand sums."""
+NEAR = 1e-4
+"""Of potentials, relative to the threshold: what rounding moves in float32 sums of a few thousand terms."""
 ASTRAY = 0.01
 """Share of spikes that rounding may change. More is a fault that the samples cannot locate."""
 
@@ -113,12 +113,12 @@ def check(
     batches: Iterable[dict[str, Tensor]],
     read: Callable[[Tensor], Trace],
     reader: str,
-    tolerance: float = TOLERANCE,
+    tolerance: float = 1e-4,
 ) -> Comparison:
     """Compare a reader of the written file with the student it was made from.
 
     batches: {"x", "y"}, with as many time steps as were written.  read: x -> Trace, its spikes named as the student's
-    layers.  Stops at the first fault.
+    layers.  tolerance: of logits, relative to the largest.  Stops at the first fault.
     """
     found = Comparison(reader)
     for batch in batches:
@@ -168,7 +168,7 @@ def compare(
             away = (potentials(neuron, currents[name].float(), len(spikes)) - neuron.v_th).abs().reshape(a.shape)
             first = hit & (hit.cumsum(0) == 1)  # the first step of each sample
             worst = torch.where(first[..., None] & differ & fresh[:, None], away, torch.zeros(())).amax(-1)
-            wrong = worst > tolerance * max(1.0, abs(neuron.v_th))
+            wrong = worst > NEAR * max(1.0, abs(neuron.v_th))
             if wrong.any():
                 t = int(wrong.any(1).int().argmax())
                 i = int(worst[t].argmax())
