@@ -2,15 +2,23 @@
 
 fold         a copy without batch norms and without what is for training only
 plain        the same in operations of torch alone
-FORMATS      name -> module with `write(student, x, path)` and `readers(path)`
+form         the module of a format, with `write(student, x, path)` and `readers(path)`
 check        run what was written on real samples and compare every spike and logit with the student's
 """
 
-from spikedistill.export import to_nir, to_onnx, to_torch
+from importlib import import_module
+from typing import Any
+
 from spikedistill.export.fold import fold, plain
 from spikedistill.export.verify import Comparison, Mismatch, check
 
-FORMATS = {"nir": to_nir, "onnx": to_onnx, "torch": to_torch}
-"""Each: EXTENSION, needs() -> mistakes, write(student, x, path, **how), readers(path) -> {reader: x -> Trace}."""
+FORMATS = {"nir": "to_nir", "onnx": "to_onnx", "torch": "to_torch"}
 
-__all__ = ["FORMATS", "Comparison", "Mismatch", "check", "fold", "plain", "to_nir", "to_onnx", "to_torch"]
+
+def form(name: str) -> Any:
+    """The module of a format: EXTENSION, TOLERANCE, needs() -> mistakes, write(student, x, path, **how) and
+    readers(path, **how) -> {reader: x -> Trace}."""
+    return import_module(f"spikedistill.export.{FORMATS[name]}")
+
+
+__all__ = ["FORMATS", "Comparison", "Mismatch", "check", "fold", "form", "plain"]

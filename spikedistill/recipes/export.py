@@ -36,6 +36,8 @@ class Config(BaseModel):
     """The file; by default student.nir, .onnx or .pt2 in the run folder."""
     overwrite: bool = False
     """Replace the file if it is there."""
+    trust_code: bool = False
+    """Import the file.py that built the student, where one did."""
     data: str | None = None
     """What to check on; by default what the run was trained on."""
     root: str | None = None
@@ -60,7 +62,7 @@ def run(c: Config) -> dict[str, str]:
     """Write, check, and print what was found. Returns {"file", ...}; raises Mismatch where the check fails."""
     from spikedistill import export
 
-    form, student = export.FORMATS[c.to], runs.load(c.run)
+    form, student = export.form(c.to), runs.load(c.run, trust_code=c.trust_code)
     source = runs.student_file(c.run)
     out = Path(c.out) if c.out else source.with_name(source.stem + form.EXTENSION)
     mistakes = form.needs()
@@ -191,4 +193,4 @@ def retrain(c: Config, student: nn.Module) -> nn.Module:
     print(f"fine-tuning a copy with hard reset for {c.epochs} epochs, taught by the student, in {out}")
     result = distill.distill(student=copy, teacher=student, methods="kd", epochs=c.epochs, out=out, **how)
     print(f"test accuracy of the fine-tuned student {result['test']['accuracy']:.2%}")
-    return runs.load(out)
+    return runs.load(out, trust_code=c.trust_code)
