@@ -126,12 +126,12 @@ def data_of(c: Any) -> data_sets.Data:
     return data_sets.load(name, root=root, size=size, batch_size=50, augment="none")
 
 
-def batches(split: Any, samples: int) -> Iterator[Batch]:
-    """The first samples of a split, at most 50 at a time."""
+def batches(split: Any, samples: int, size: int = 50) -> Iterator[Batch]:
+    """The first samples of a split, at most `size` at a time."""
     left = samples
     for batch in split:
-        for start in range(0, min(left, len(batch["y"])), 50):
-            stop = min(start + 50, left, len(batch["y"]))
+        for start in range(0, min(left, len(batch["y"])), size):
+            stop = min(start + size, left, len(batch["y"]))
             x = batch["x"][:, start:stop] if batch["x"].ndim == 5 else batch["x"][start:stop]
             yield {"x": x, "y": batch["y"][start:stop]}
         left -= len(batch["y"])
