@@ -194,7 +194,32 @@ def run(recipe: str = "", *tokens: Tokens) -> None:
     start(recipe, tokens)
 
 
-def start(recipe: str, tokens: Sequence[str]) -> None:
+@app.command(help_flags=[])
+def export(run: str = "", *tokens: Tokens) -> None:
+    """Write a trained student as NIR, ONNX or torch.export and check the file (`spikedistill export --help`)."""
+    on_run("export", run, tokens)
+
+
+@app.command(help_flags=[])
+def predict(run: str = "", *tokens: Tokens) -> None:
+    """Classify images or a test set with a trained student (`spikedistill predict --help`)."""
+    on_run("predict", run, tokens)
+
+
+def on_run(recipe: str, run: str, tokens: Sequence[str]) -> None:
+    """Start a recipe whose first word is a run folder: `spikedistill export RUN --to nir`."""
+    if run in ("", "--help", "-h"):
+        print(f"usage: spikedistill {recipe} RUN [--FLAG VALUE ...]\n")
+        return start(recipe, ["--help"])
+    tokens = [*tokens]
+    if "--files" in tokens:  # takes as many as follow
+        first = tokens.index("--files") + 1
+        last = next((i for i in range(first, len(tokens)) if _is_flag(tokens[i])), len(tokens))
+        tokens[first - 1 : last] = [] if first == last else ["--files", tokens[first:last]]
+    start(recipe, [run, *tokens] if run.startswith("-") else ["--run", run, *tokens])
+
+
+def start(recipe: str, tokens: Sequence[Any]) -> None:
     """Parse flags into a recipe's config, report every mistake at once, and run it."""
     from spikedistill.recipes import RECIPES
     from spikedistill.recipes.distill import read
@@ -219,12 +244,12 @@ def start(recipe: str, tokens: Sequence[str]) -> None:
         report(result)
 
 
-def flags(tokens: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def flags(tokens: Sequence[Any]) -> tuple[dict[str, Any], list[str]]:
     """--a 1 --b.c=2 --on --no-off -> {"a": "1", "b": {"c": "2"}, "on": True, "off": False}, and mistakes."""
     settings: dict[str, Any] = {}
     mistakes, rest = [], list(tokens)
     while rest:
-        token = rest.pop(0)
+        token = str(rest.pop(0))
         if not token.startswith("--"):
             mistakes.append(f"'{token}': expected a flag such as --{token.lstrip('-') or 'data'} VALUE")
             continue
@@ -248,8 +273,8 @@ def flags(tokens: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return settings, mistakes
 
 
-def _is_flag(token: str) -> bool:
-    return token.startswith("--") and len(token) > 2
+def _is_flag(token: Any) -> bool:
+    return isinstance(token, str) and token.startswith("--") and len(token) > 2
 
 
 def config_file(name: Any) -> tuple[dict[str, Any], list[str]]:
@@ -338,6 +363,9 @@ def main(tokens: Sequence[str] | None = None) -> None:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if type(error).__name__ == "Mismatch":
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
         # errors of ours that a user can act on, looked up by name so that nothing heavy is imported for this
         if type(error).__name__ in ("TrainingError", "DataError", "MissingData", "TapError"):
             fail([str(error)])

@@ -11,9 +11,10 @@ result.json          the measured result, written last: a folder with it is fini
 import json
 import os
 import platform
+import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -150,15 +151,25 @@ def about(path: str | Path) -> dict[str, Any]:
 
     path = student_file(path)
     try:
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+            raise SpecError(
+                [f"'{path}' is not a student file: it is a pickle, which can hold code and is never loaded"]
+            )
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get("spikedistill")
         info = json.loads(text) if text else None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise SpecError([f"'{path}' is not a student file: {error}"]) from None
-    if not isinstance(info, dict) or not isinstance(info.get("format"), int):
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        if isinstance(error, SpecError):
+            raise
+        raise SpecError([f"'{path}' is not a student file, or is damaged: {error}"]) from None
+    if not isinstance(info, dict) or type(info.get("format")) is not int:
         raise SpecError([f"'{path}' was not written by spikedistill: it does not say how to build its model"])
     if info["format"] > FORMAT:
         raise SpecError([f"'{path}' is of a newer format ({info['format']}); this version reads up to {FORMAT}"])
+    if info["format"] < 1:
+        raise SpecError([f"'{path}' is of a format that never was ({info['format']})"])
     return info
 
 
@@ -171,37 +182,81 @@ def student_file(path: str | Path) -> Path:
     return file
 
 
-def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(
+    path: str | Path, model: nn.Module | None = None, *, fold: bool = False, trust_code: bool = False
+) -> nn.Module:
     """The trained model of a run folder or student file, in evaluation mode, on the CPU.
 
-    model: the module to fill, for one that was built by your own code. Nothing in the file is executed, except that
-    a student built by `file.py:function` has that file imported, which is said in its config.
-    Raises SpecError where the file is not ours, is damaged, or does not fit the model.
+    model: the module to fill, for one that was built by your own code.  fold: fold batch norms into the weights before
+    them, for inference (`export.fold`); equal up to rounding.  trust_code: import the file.py that built the student,
+    where its `--student file.py:function` did; nothing else in a file can make anything run.
+    Raises SpecError where the file is not ours, is damaged, of a newer version, or does not fit the model.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from spikedistill import models, transforms
-
     file, info = student_file(path), about(path)
-    if model is None:
-        if not isinstance(info.get("spec"), dict):
-            raise SpecError([f"'{file}' holds a model of your own code: build it and call load('{path}', model)"])
-        model = models.build(info["spec"]["model"], **info["spec"]["settings"])
-        transforms.apply_spec(model, info["spec"])
+    build = None if model is not None else _builder(file, info, trust_code)
     try:
         tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise SpecError([f"'{file}' is damaged: {error}"]) from None
+    if build and not info["spec"].get("transforms"):  # rewrites look at values
+        with torch.device("meta"):
+            _fits(file, build(), tensors)  # before any memory is taken
+    model = build() if build else model
+    assert model is not None
+    _fits(file, model, tensors)
+    model.load_state_dict(tensors)
+    return _folded(file, info, model.eval()) if fold else model.eval()
+
+
+def _builder(file: Path, info: dict[str, Any], trust_code: bool) -> Callable[[], nn.Module]:
+    """What builds the model that a file describes. SpecError where it describes none, or would import code."""
+    from spikedistill import models, transforms
+
+    spec = info.get("spec")
+    if spec is None:
+        raise SpecError([f"'{file}' holds a model of your own code: build it and call load('{file}', model)"])
+    wanted = {"model": str, "settings": dict, "transforms": list}
+    if not isinstance(spec, dict) or any(type(spec.get(k, kind())) is not kind for k, kind in wanted.items()):
+        raise SpecError([f"'{file}' is damaged: it does not say how to build its model"])
+    if ".py:" in spec["model"] and not trust_code:
+        hint = "if you trust it, load with trust_code=True (--trust-code)"
+        raise SpecError([f"'{file}' is built by code, {spec['model']}, which would be imported: {hint}"])
+    text = re.sub(r"pretrained\s*=\s*True", "pretrained=False", spec["model"])  # its weights come from the file
+
+    def build() -> nn.Module:
+        try:
+            return transforms.apply_spec(models.build(text, **spec["settings"]), spec)
+        except SpecError as error:
+            raise SpecError(
+                [f"'{file}' does not describe a model of this version: {m}" for m in error.mistakes]
+            ) from None
+        except (TypeError, ValueError, KeyError, RuntimeError, AttributeError, OverflowError, MemoryError) as error:
+            raise SpecError([f"'{file}' does not describe a model that can be built: {error}"]) from None
+
+    return build
+
+
+def _fits(file: Path, model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """SpecError unless the tensors of a file are those of the model: names, shapes and types."""
     own = model.state_dict()
     mistakes = [f"missing tensor {k}" for k in own.keys() - tensors.keys()]
     mistakes += [f"unexpected tensor {k}" for k in tensors.keys() - own.keys()]
-    mistakes += [
-        f"{k} is {list(tensors[k].shape)}, the model has {list(v.shape)}"
-        for k, v in own.items()
-        if k in tensors and tensors[k].shape != v.shape
-    ]
+    for k in own.keys() & tensors.keys():
+        if tensors[k].shape != own[k].shape:
+            mistakes.append(f"{k} is {list(tensors[k].shape)}, the model has {list(own[k].shape)}")
+        elif tensors[k].dtype != own[k].dtype:
+            mistakes.append(f"{k} is {tensors[k].dtype}, the model has {own[k].dtype}")
     if mistakes:
         raise SpecError([f"'{file}' does not fit its model {type(model).__name__}: {'; '.join(sorted(mistakes)[:5])}"])
-    model.load_state_dict(tensors)
-    return model.eval()
+
+
+def _folded(file: Path, info: dict[str, Any], model: nn.Module) -> nn.Module:
+    from spikedistill.export import fold
+
+    shape = info.get("shape")
+    if not isinstance(shape, list) or not shape or not all(type(n) is int and 0 < n < 65536 for n in shape):
+        raise SpecError([f"'{file}' does not say what its input looks like: load it without fold and use export.fold"])
+    return fold(model, torch.zeros(1, *shape))

@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import spikedistill
 from spikedistill import models, runs
@@ -46,7 +48,7 @@ def test_files_that_are_not_ours(folder, tmp_path_factory):
     for content, words in {
         b"": "is not a student file",
         good[: len(good) // 2]: "is not a student file|is damaged",
-        b"\x80\x04\x95pickled": "is not a student file",
+        b"\x80\x04\x95pickled": "is a pickle",
         b"{}" * 100: "is not a student file",
     }.items():
         (other / "student.safetensors").write_bytes(content)
@@ -76,3 +78,87 @@ def test_a_full_disk_is_said_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(runs.shutil, "disk_usage", lambda p: shutil._ntuple_diskusage(1, 1, 1000))
     with pytest.raises(SpecError, match="is full"):
         runs.open_run(tmp_path / "run", {})
+
+
+def rewrite(path, change_tensors=lambda t: t, change_about=lambda a: a):
+    """The same student file with other tensors, or another description."""
+    file, info = path / "student.safetensors", runs.about(path)
+    tensors, info = change_tensors(load_file(file)), change_about(info)
+    save_file(tensors, file, {"spikedistill": json.dumps(info)})
+
+
+@pytest.mark.parametrize(
+    "tensors, words",
+    [
+        (lambda t: t | {"more": torch.zeros(1)}, "unexpected tensor more"),
+        (lambda t: {k: v for k, v in t.items() if k != "head.bias"}, "missing tensor head.bias"),
+        (lambda t: t | {"head.bias": torch.zeros(6)}, r"head.bias is \[6\], the model has \[5\]"),
+        (lambda t: t | {"head.bias": torch.zeros(5).double()}, "head.bias is torch.float64"),
+    ],
+)
+def test_other_tensors_are_refused(folder, tensors, words):
+    rewrite(folder[0], tensors)
+    with pytest.raises(SpecError, match=words):
+        spikedistill.load(folder[0])
+
+
+@pytest.mark.parametrize(
+    "spec, words",
+    [
+        ({"model": "small"}, "does not say how to build"),
+        ("small", "does not say how to build"),
+        ({"model": "smal", "settings": {}}, "did you mean 'small'"),
+        ({"model": "small", "settings": {"width": 3}}, "no such setting"),
+        ({"model": "small", "settings": {"neuron": "lif(tau=__import__('os'))"}}, "does not describe a model"),
+        ({"model": "evil.py:run", "settings": {}}, "is built by code, evil.py:run"),
+        ({"model": "small", "settings": {"widths": [10**7, 10**7]}}, "does not fit its model"),  # and takes no memory
+    ],
+)
+def test_a_file_that_describes_no_model_or_code_is_refused(folder, spec, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text("raise SystemExit('it ran')")
+    rewrite(folder[0], change_about=lambda a: a | {"spec": spec})
+    with pytest.raises(SpecError, match=words):
+        spikedistill.load(folder[0])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_mutilated_files_are_refused_or_load(folder, data):
+    """Bytes cut off, changed or put in: a SpecError with a sentence, or a model with the right tensors. Nothing else."""
+    good = GOOD.setdefault("bytes", (folder[0] / "student.safetensors").read_bytes())
+    raw = bytearray(good)
+    head = 8 + int.from_bytes(good[:8], "little")  # where the header ends and numbers begin
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, min(head + 16, len(raw) - 1)))
+        kind = data.draw(st.sampled_from(("cut", "change", "insert", "drop")))
+        if kind == "cut":
+            raw = raw[: max(at, 1)]
+        elif kind == "change":
+            raw[at] = data.draw(st.integers(0, 255))
+        elif kind == "insert":
+            raw[at:at] = data.draw(st.binary(min_size=1, max_size=8))
+        else:
+            del raw[at : at + data.draw(st.integers(1, 8))]
+        raw = raw or bytearray(b"x")
+    (folder[0] / "student.safetensors").write_bytes(raw)
+    try:
+        loaded = spikedistill.load(folder[0])
+    except SpecError as error:
+        assert "student.safetensors" in str(error)
+    else:
+        assert loaded.state_dict().keys() == folder[1].state_dict().keys()
+
+
+GOOD: dict[str, bytes] = {}
+
+
+def test_folded_on_loading(folder):
+    path, model = folder
+    with pytest.raises(SpecError, match="does not say what its input looks like"):
+        spikedistill.load(path, fold=True)
+    runs.save(model, path / "student.safetensors", shape=[1, 8, 8])
+    loaded = spikedistill.load(path, fold=True)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in loaded.modules())
+    x = torch.rand(4, 1, 8, 8)
+    torch.testing.assert_close(loaded(x), model.eval()(x), atol=1e-5, rtol=1e-5)

@@ -262,7 +262,9 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
     image = dict(classes=len(data.classes), channels=data.shape[0], mean=data.mean, std=data.std)
     student = rewritten(models.build(student or c.student, steps=c.steps, **image), c, data.shape)
     if teacher is None and c.teacher:
-        teacher = runs.load(c.teacher) if Path(c.teacher).exists() else models.build(c.teacher, **image)
+        teacher = (
+            runs.load(c.teacher, trust_code=True) if Path(c.teacher).exists() else models.build(c.teacher, **image)
+        )
     if c.recompute:
         models.recompute(student)
     probe = {k: v[:, :2] if v.ndim == 5 else v[:2] for k, v in next(iter(data.test)).items()}

@@ -243,7 +243,9 @@ def test_python_with_own_tensors_module_and_function(tmp_path):
     )
     how["out"] = str(tmp_path / "b")
     result = distill(f"{tmp_path / 'mine.py'}:tiny", Teacher(), own, "kd", **how)
-    assert spikedistill.load(tmp_path / "b")[1].out_features == 3
+    with pytest.raises(SpecError, match=r"built by code.*mine\.py:tiny.*trust_code=True"):
+        spikedistill.load(tmp_path / "b")
+    assert spikedistill.load(tmp_path / "b", trust_code=True)[1].out_features == 3
 
 
 def test_the_readme_loop_one_level_down():

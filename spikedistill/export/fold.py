@@ -1,0 +1,120 @@
+"""A copy of a student for inference: batch norms folded into the convolutions before them, training-only parts gone.
+
+    BN(W x + b) = (g / s) W x + (b - m) g / s + beta,    s = sqrt(var + eps)
+
+Equal to the student up to rounding: a membrane potential within rounding of the threshold may fall on its other side.
+"""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from spikedistill.core.taps import infer
+from spikedistill.neurons import Neuron
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+SYNAPSES = (nn.Conv2d, nn.Linear)
+DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+
+
+@torch.no_grad()
+def fold(model: nn.Module, x: Tensor) -> nn.Module:
+    """A folded copy in evaluation mode. x: an input of the model; its values do not matter, only the way they take.
+
+    A norm is folded where its input is what one convolution or linear layer returned, both being called once; other
+    norms stay. Dropout is removed.
+    """
+    copy = deepcopy(model).eval()
+    names = {module: name for name, module in copy.named_modules()}
+    returned: list[tuple[nn.Module, Tensor]] = []
+    pairs: list[tuple[nn.Module, nn.Module | None]] = []
+
+    def made(module, args, out):
+        returned.append((module, out))
+
+    def met(module, args):
+        pairs.append((module, next((m for m, out in returned if out is args[0]), None)))
+
+    hooks = [m.register_forward_hook(made) for m in names if isinstance(m, SYNAPSES)]
+    hooks += [m.register_forward_pre_hook(met) for m in names if isinstance(m, NORMS)]
+    try:
+        infer(copy, x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    calls = [m for m, _ in returned] + [m for m, _ in pairs]
+    for norm, synapse in pairs:
+        if synapse is not None and calls.count(norm) == calls.count(synapse) == 1 and norm.running_mean is not None:
+            absorb(synapse, norm)
+            copy.set_submodule(names[norm], nn.Identity())
+    for module, name in names.items():
+        if isinstance(module, DROPS):
+            copy.set_submodule(name, nn.Identity())
+    return copy
+
+
+def absorb(synapse: nn.Module, norm: nn.Module) -> None:
+    """Put a norm's affine map into the weights before it, computed in float64."""
+    weight, dtype = synapse.weight.double(), synapse.weight.dtype
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    bias = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        bias = bias + norm.bias.double()
+    if synapse.bias is not None:
+        bias = bias + synapse.bias.double() * scale
+    synapse.weight = nn.Parameter((weight * scale.view(-1, *[1] * (weight.ndim - 1))).to(dtype))
+    synapse.bias = nn.Parameter(bias.to(dtype))
+
+
+class PlainNeuron(nn.Module):
+    """A neuron in operations that every program knows, step by step, without a gradient. Call as `Neuron`."""
+
+    def __init__(self, neuron: Neuron):
+        super().__init__()
+        self.decay, self.gain = (float(c) for c in neuron.coefficients())
+        self.v_th, self.v_reset, self.strict = neuron.v_th, neuron.v_reset, neuron.strict
+
+    def forward(self, x: Tensor, steps: int | None = None) -> Tensor:
+        rest, v, spikes = self.v_reset or 0.0, None, []
+        for t in range(len(x) if steps is None else steps):
+            now = x[t if len(x) > 1 else 0]
+            h = self.gain * now if v is None else self.decay * v + self.gain * now
+            if rest:
+                h = h + (rest if v is None else (1 - self.decay) * rest)
+            s = (h > self.v_th if self.strict else h >= self.v_th).to(h.dtype)
+            v = h - self.v_th * s if self.v_reset is None else h * (1 - s) + rest * s
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
+class Deployed(nn.Module):
+    """x -> (logits [T, B, classes], *spikes of each neuron layer): what is traced. The spikes are for the check.
+
+    layers: the names of the neuron layers, in the order in which they fired, after a call.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net, self.layers = net, []
+        self.fired: dict[str, Tensor] = {}
+        for name, module in net.named_modules():
+            if isinstance(module, PlainNeuron):
+                module.register_forward_hook(lambda _m, _i, out, name=name: self.fired.__setitem__(name, out))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        logits = self.net(x)
+        self.layers, spikes = [*self.fired], [*self.fired.values()]
+        self.fired.clear()
+        return (logits if logits.ndim == 3 else logits[None], *spikes)
+
+
+def plain(model: nn.Module, x: Tensor) -> nn.Module:
+    """A folded copy whose neurons are `PlainNeuron`s: nothing in it needs this package."""
+    copy = fold(model, x)
+    for name, module in list(copy.named_modules()):
+        if isinstance(module, Neuron):
+            copy.set_submodule(name, PlainNeuron(module))
+    return copy

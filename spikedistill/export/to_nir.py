@@ -1,0 +1,504 @@
+"""A student as a NIR file (neuromorphic intermediate representation), the graph of one time step.
+
+    decay V + gain X, fires above v_th, hard reset   ->  LIF: tau = dt / (1 - decay), r = gain tau / dt, or IF
+    max pool of spikes                               ->  AvgPool2d, LIF without memory that fires above half a spike
+    mean over space                                  ->  AvgPool2d, Flatten
+    (x - mean) / std                                 ->  Conv2d 1x1
+    a + b                                            ->  both lead into what reads the sum, which NIR adds
+
+NIR neurons fire strictly above the threshold and reset to a value. A student that fires at the threshold gets the next
+smaller float as its threshold, which is the same rule. A soft reset cannot be said in NIR and is refused.
+
+NIR has continuous time: a file means the same to a program that steps by the same `dt`; 1e-4 s is snnTorch's. The graph
+takes one sample without a batch. Present a static image at every step; "output" are the logits of that step.
+
+Pedersen et al. 2024, https://www.nature.com/articles/s41467-024-52259-9.
+"""
+
+import contextlib
+import io
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikedistill.export.fold import fold
+from spikedistill.export.verify import Trace
+from spikedistill.neurons import Neuron
+from spikedistill.spec import SpecError
+
+EXTENSION = ".nir"
+TOLERANCE = 1e-4  # of logits, relative to the largest
+DT = 1e-4
+T, B = 5, 7  # of the input that is traced: sizes that no layer has by chance in front
+LEADS = ((T, B), (1, B), (T * B,), (B,))
+AS_IT_IS = {"flatten", "unflatten", "view", "reshape", "unsqueeze", "squeeze", "expand", "contiguous", "clone", "_to_copy", "to", "detach", "detach_", "lift_fresh_copy", "_unsafe_view", "_assert_tensor_metadata"}  # fmt: skip
+
+Value = list[str]  # the nodes whose outputs add up to it
+
+
+def needs() -> list[str]:
+    return []
+
+
+def unfit(model: nn.Module) -> list[str]:
+    """The neuron layers that NIR cannot say as they are: those with a soft reset."""
+    return [name for name, m in model.named_modules() if isinstance(m, Neuron) and m.v_reset is None]
+
+
+def touching(model: nn.Module) -> list[str]:
+    """The neuron layers that fire at the threshold, not only above it."""
+    return [name for name, m in model.named_modules() if isinstance(m, Neuron) and not m.strict]
+
+
+def write(student: nn.Module, x: Tensor, path: Path, dt: float = DT, if_as_lif: bool = False) -> None:
+    """x: an input such as the file will get, [B, C, H, W] or [T, B, C, H, W]. See `graph`."""
+    nir.write(path, graph(student, x, dt, if_as_lif))
+
+
+def graph(student: nn.Module, x: Tensor, dt: float = DT, if_as_lif: bool = False) -> nir.NIRGraph:
+    """The NIR graph of a student.
+
+    dt: seconds of a time step. if_as_lif: write IF neurons as LIF whose tau is so long that float32 sees no leak, for
+    programs that read IF otherwise (snnTorch 1.0 does).
+    Raises SpecError naming every operation and layer that NIR cannot say.
+    """
+    if soft := unfit(student):
+        raise SpecError([f"{', '.join(soft)}: soft reset, which NIR cannot say; --retrain-for nir makes it hard"])
+    folded = fold(student, x)
+    frames = torch.zeros(T, B, *x.shape[-3:])
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(folded, (frames,), strict=False)
+    return _Writer(program, dt, if_as_lif).graph()
+
+
+class _Writer:
+    """Walks the operations of a program and writes a node for each."""
+
+    def __init__(self, program: torch.export.ExportedProgram, dt: float, if_as_lif: bool):
+        self.program, self.dt, self.if_as_lif = program, dt, if_as_lif
+        self.nodes: dict[str, nir.NIRNode] = {}
+        self.edges: list[tuple[str, str]] = []
+        self.values: dict[str, Value] = {}
+        self.binary: set[str] = set()  # nodes that emit 0 and 1
+        self.tensors: dict[str, Tensor] = {}
+        self.mistakes: list[str] = []
+        self.counts: Counter[str] = Counter()
+
+    def graph(self) -> nir.NIRGraph:
+        signature = self.program.graph_signature
+        held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        state = {**self.program.state_dict, **self.program.constants}
+        constants = signature.inputs_to_lifted_tensor_constants
+        out = None
+        for n in self.program.graph.nodes:
+            if n.op == "placeholder":
+                if n.name in held:
+                    self.tensors[n.name] = state[held[n.name]].detach()
+                elif n.name in constants:
+                    self.tensors[n.name] = state[constants[n.name]]
+                else:
+                    self.nodes["input"] = nir.Input({"input": np.array(self.shape(n))})
+                    self.values[n.name] = ["input"]
+            elif n.op == "output":
+                out = n.args[0][0]
+            elif n.op == "call_function":
+                self.visit(n)
+        if self.mistakes:
+            first, *more = dict.fromkeys(self.mistakes)
+            others = [m for m in more[:3]] + ([f"and {len(more) - 3} more"] if len(more) > 3 else [])
+            raise SpecError([f"NIR cannot say this student: {first}", *others])
+        self.nodes["output"] = nir.Output({"output": np.array(self.shape(out))})
+        self.link(self.values[out.name], "output")
+        return nir.NIRGraph(self.nodes, self.edges, metadata={"dt": self.dt, "written by": "spikedistill"})
+
+    # what a node of the program is
+
+    def where(self, n: torch.fx.Node) -> str:
+        """The module that an operation belongs to."""
+        stack = list((n.meta.get("nn_module_stack") or {}).values())
+        return stack[-1][0] if stack else ""
+
+    def shape(self, n: torch.fx.Node) -> tuple[int, ...]:
+        """The shape of a value without time and batch."""
+        whole = tuple(n.meta["val"].shape)
+        for lead in LEADS:
+            if whole[: len(lead)] == lead:
+                return whole[len(lead) :]
+        self.refuse(n, f"its result {list(whole)} has lost time or batch")
+        return whole
+
+    def refuse(self, n: torch.fx.Node, why: str) -> Value:
+        self.mistakes.append(f"{self.where(n) or 'the network'} ({self.operation(n)}): {why}")
+        return ["input"]
+
+    def operation(self, n: torch.fx.Node) -> str:
+        return getattr(n.target, "_opname", str(n.target))
+
+    # writing
+
+    def add(self, name: str, node: nir.NIRNode, sources: Value) -> Value:
+        self.counts[name] += 1
+        name = name if self.counts[name] == 1 else f"{name}.{self.counts[name]}"
+        self.nodes[name] = node
+        self.link(sources, name)
+        return [name]
+
+    def link(self, sources: Value, target: str) -> None:
+        for source in sources:
+            if (source, target) in self.edges:
+                self.mistakes.append(f"{target}: adds {source} to itself, which NIR cannot say")
+            else:
+                self.edges.append((source, target))
+
+    def visit(self, n: torch.fx.Node) -> None:
+        name = self.operation(n)
+        handler = getattr(self, f"do_{name}", None)
+        inputs = [a for a in n.args if isinstance(a, torch.fx.Node)]
+        if all(a.name not in self.values for a in inputs):
+            self.constant(n)
+        elif handler:
+            self.values[n.name] = handler(n, *n.args)
+        elif name in AS_IT_IS:
+            self.values[n.name] = self.reshaped(n, n.args[0])
+        else:
+            why = "there is no such node; spikes can be convolved, pooled, flattened, added and fired"
+            self.values[n.name] = self.refuse(n, why)
+
+    def constant(self, n: torch.fx.Node) -> None:
+        """Something computed from weights alone."""
+        args = [self.tensors[a.name] if isinstance(a, torch.fx.Node) else a for a in n.args]
+        self.tensors[n.name] = n.target(*args, **n.kwargs)
+
+    def tensor(self, a: Any) -> Tensor | None:
+        return None if a is None else self.tensors[a.name].float()
+
+    def reshaped(self, n: torch.fx.Node, x: torch.fx.Node) -> Value:
+        """A view: nothing where only time and batch change, else a Flatten."""
+        before, after, value = self.shape(x), self.shape(n), self.values[x.name]
+        if before == after:
+            return value
+        if after == (int(np.prod(before)),):
+            shape = {"input": np.array(before)}
+            return self.add(f"{self.where(n) or 'net'}.flatten".removeprefix("net."), nir.Flatten(shape, 0, -1), value)
+        return self.refuse(n, f"it makes {list(after)} out of {list(before)}, which is not flat")
+
+    def do_conv2d(self, n, x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1) -> Value:
+        w, b = self.tensor(weight), self.tensor(bias)
+        assert w is not None
+        shape = tuple(self.shape(x)[1:])
+        if isinstance(padding, str):
+            return self.refuse(n, f"padding '{padding}'")
+        where = [tuple(int(v) for v in (p if len(p) == 2 else p * 2)) for p in (stride, padding, dilation)]
+        node = nir.Conv2d(shape, w.numpy(), *where, groups, (torch.zeros(len(w)) if b is None else b).numpy())
+        node.input_type = {"input": np.array(self.shape(x))}  # nir takes it from the weights, wrong for groups
+        return self.add(self.where(n), node, self.values[x.name])
+
+    def do_linear(self, n, x, weight, bias=None) -> Value:
+        w, b = self.tensor(weight), self.tensor(bias)
+        assert w is not None
+        if len(self.shape(x)) != 1:
+            return self.refuse(n, f"a linear layer on {list(self.shape(x))}, which is not flat")
+        return self.affine(n, w, b, x)
+
+    def affine(self, n, w: Tensor, b: Tensor | None, x) -> Value:
+        node = nir.Linear(w.numpy()) if b is None else nir.Affine(w.numpy(), b.numpy())
+        return self.add(self.where(n), node, self.values[x.name])
+
+    def do_neuron(self, n, x, mean, var, weight, bias, decay, gain, *rest) -> Value:
+        _, _, fixed_decay, fixed_gain, v_th, v_reset, strict, *_ = rest
+        if mean is not None:
+            return self.refuse(n, "its norm could not be folded")
+        decay = fixed_decay if decay is None else float(self.tensors[decay.name])
+        gain = fixed_gain if gain is None else float(self.tensors[gain.name])
+        return self.fire(self.where(n), self.shape(n), decay, gain, v_th, v_reset, strict, self.values[x.name])
+
+    def fire(self, name: str, shape, decay: float, gain: float, v_th: float, v_reset: float, strict, x: Value) -> Value:
+        """A layer of neurons."""
+        threshold = np.float32(v_th)
+        if not strict:  # h >= v_th is h > the float below it
+            threshold = np.nextafter(threshold, np.float32(-np.inf))
+
+        def full(value: float) -> np.ndarray:
+            return np.full(shape, value, np.float32)
+
+        reset = full(v_reset)
+        if decay == 1.0 and gain == 1.0 and not self.if_as_lif:
+            node = nir.IF(r=full(1.0), v_threshold=full(threshold), v_reset=reset)
+        else:
+            # without a leak: 1 - dt / tau is 1 in float32
+            tau = self.dt / (1 - decay) if decay < 1 else self.dt * 1e10
+            node = nir.LIF(full(tau), full(gain * tau / self.dt), reset.copy(), full(threshold), reset)
+        (made,) = self.add(name, node, x)
+        self.binary.add(made)
+        return [made]
+
+    def do_max_pool2d(self, n, x, kernel, stride=(), padding=(0, 0), dilation=(1, 1), ceil=False) -> Value:
+        """1 where any of the spikes is: their mean is above half of one spike's share."""
+        sources = self.values[x.name]
+        if len(sources) > 1 or sources[0] not in self.binary:
+            return self.refuse(n, "the maximum of what is not spikes (max pools are written for 0 and 1 only)")
+        if ceil or tuple(dilation) != (1, 1):
+            return self.refuse(n, "a max pool with ceil_mode or dilation")
+        pooled = self.pool(n, x, kernel, stride, padding)
+        memoryless = dict(decay=0.0, gain=1.0, v_th=0.5 / np.prod(pair(kernel)), v_reset=0.0, strict=True)
+        return self.fire(f"{self.where(n)}.any", self.shape(n), **memoryless, x=pooled)
+
+    def do_avg_pool2d(self, n, x, kernel, stride=(), padding=(0, 0), ceil=False, count_pad=True, divisor=None) -> Value:
+        if ceil or divisor is not None or (not count_pad and any(padding)):
+            return self.refuse(n, "an average pool with ceil_mode, a divisor, or edges counted apart")
+        return self.pool(n, x, kernel, stride, padding)
+
+    def pool(self, n, x, kernel, stride, padding) -> Value:
+        how = [np.array(pair(v)) for v in (kernel, stride or kernel, padding)]
+        node = nir.AvgPool2d(*how)
+        node.input_type = {"input": np.array(self.shape(x))}
+        node.output_type = {"output": np.array(self.shape(n))}
+        return self.add(self.where(n) or "pool", node, self.values[x.name])
+
+    def do_mean(self, n, x, dims=None, keep=False, **_) -> Value:
+        before, after = self.shape(x), self.shape(n)
+        whole = [d % len(x.meta["val"].shape) for d in dims or ()]
+        last = len(x.meta["val"].shape) - 1
+        if len(before) == 3 and sorted(whole) == [last - 1, last]:
+            node = nir.AvgPool2d(*(np.array(v) for v in (before[1:], before[1:], (0, 0))))
+            node.input_type = {"input": np.array(before)}
+            node.output_type = {"output": np.array([before[0], 1, 1])}
+            mean = self.add(f"{self.where(n)}.mean".lstrip("."), node, self.values[x.name])
+            if keep:
+                return mean
+            flat = nir.Flatten({"input": np.array([before[0], 1, 1])}, 0, -1)
+            return self.add(f"{self.where(n)}.flatten".lstrip("."), flat, mean)
+        if len(before) == 2 and whole == [last] and len(after) == 1 and not keep:  # Vote: groups of neighbours
+            w = torch.eye(before[0]).repeat_interleave(before[1], 1) / before[1]
+            return self.affine(n, w, None, x)
+        return self.refuse(n, f"a mean of {list(before)} over other than height and width")
+
+    def do_unflatten(self, n, x, *_) -> Value:
+        """Into groups that a mean over them will undo: the order in memory is the same."""
+        before, after = self.shape(x), self.shape(n)
+        if before != after and len(before) == 1 and all(user.target is torch.ops.aten.mean.dim for user in n.users):
+            return self.values[x.name]
+        return self.reshaped(n, x)
+
+    def do_add(self, n, a, b, alpha=1) -> Value:
+        if not all(isinstance(v, torch.fx.Node) and v.name in self.values for v in (a, b)) or alpha != 1:
+            return self.channelwise(n, a, b, lambda x, c: x + c)
+        if self.shape(a) != self.shape(b):
+            return self.refuse(n, f"a sum of {list(self.shape(a))} and {list(self.shape(b))}")
+        return self.values[a.name] + self.values[b.name]
+
+    def do_sub(self, n, a, b, alpha=1) -> Value:
+        return self.channelwise(n, a, b, lambda x, c: x - c)
+
+    def do_rsub(self, n, a, b, alpha=1) -> Value:
+        return self.channelwise(n, a, b, lambda x, c: c - alpha * x)
+
+    def do_div(self, n, a, b) -> Value:
+        return self.channelwise(n, a, b, lambda x, c: x / c)
+
+    def do_mul(self, n, a, b) -> Value:
+        if all(isinstance(v, torch.fx.Node) and v.name in self.values for v in (a, b)):
+            why = "spikes are multiplied, and there is no node for it (join blocks by connect='add')"
+            return self.refuse(n, why)
+        return self.channelwise(n, a, b, lambda x, c: x * c)
+
+    def channelwise(self, n, a, b, function: Callable[[Tensor, Tensor], Tensor]) -> Value:
+        """x + c, x - c, x c or x / c with a number for each channel, or for all: a 1x1 convolution."""
+        if not (isinstance(a, torch.fx.Node) and a.name in self.values):
+            a, b = b, a
+            if self.operation(n) in ("sub", "div"):
+                return self.refuse(n, "a constant minus or over spikes")
+        if isinstance(b, torch.fx.Node) and b.name in self.values:
+            return self.refuse(n, "a difference or ratio of two signals")
+        shape = self.shape(a)
+        c = self.tensors[b.name].double() if isinstance(b, torch.fx.Node) else torch.tensor(float(b)).double()
+        if len(shape) != 3 or c.numel() not in (1, shape[0]):
+            return self.refuse(n, f"{list(c.shape)} numbers on {list(shape)}: only one for each channel can be written")
+        c = c.flatten().expand(shape[0])
+        bias = function(torch.zeros(shape[0]).double(), c)
+        scale = function(torch.ones(shape[0]).double(), c) - bias
+        weight = torch.diag(scale).float()[:, :, None, None].numpy()
+        node = nir.Conv2d(shape[1:], weight, (1, 1), (0, 0), (1, 1), 1, bias.float().numpy())
+        return self.add(self.where(n) or self.operation(n), node, self.values[a.name])
+
+
+def pair(v: int | Sequence[int]) -> tuple[int, int]:
+    """An int, one or two of them -> two."""
+    values = [int(i) for i in v] if isinstance(v, Sequence) else [int(v)]
+    return (values[0], values[-1])
+
+
+# reading
+
+
+class Executor:
+    """Runs a NIR graph over [T, B, ...] by forward Euler steps of `dt`, as its equations stand. IF steps by 1.
+
+    Knows what `graph` writes, written from the definitions of the nodes and not from the writer. Raises ValueError for
+    other nodes.
+    """
+
+    def __init__(self, graph: nir.NIRGraph, dt: float = DT):
+        self.nodes, self.dt = graph.nodes, dt
+        self.sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
+        for source, target in graph.edges:
+            self.sources[target].append(source)
+        self.order = self.sorted()
+        self.weights = {
+            name: {k: torch.from_numpy(np.array(v)) for k, v in vars(node).items() if isinstance(v, np.ndarray)}
+            for name, node in self.nodes.items()
+        }
+
+    def sorted(self) -> list[str]:
+        """Every node after those that it reads."""
+        order: list[str] = []
+        left = dict(self.sources)
+        while left:
+            ready = [name for name, sources in left.items() if all(s in order for s in sources)]
+            if not ready:
+                raise ValueError(f"the graph has a loop: {', '.join(left)}")
+            order += ready
+            for name in ready:
+                del left[name]
+        return order
+
+    def run(self, x: Tensor) -> Trace:
+        """x: [T, B, ...] -> "output" at every step, and what the neurons fired, by node."""
+        voltages: dict[str, Tensor] = {}
+        logits, spikes = [], {name: [] for name in self.order if isinstance(self.nodes[name], nir.LIF | nir.IF)}
+        for now in x:
+            values: dict[str, Tensor] = {}
+            for name in self.order:
+                sources = [values[s] for s in self.sources[name]]
+                signal = now if isinstance(self.nodes[name], nir.Input) else sources[0]
+                for more in sources[1:]:
+                    signal = signal + more
+                values[name] = self.step(name, signal, voltages)
+                if name in spikes:
+                    spikes[name].append(values[name])
+            logits.append(values["output"])
+        return Trace(torch.stack(logits), {name: torch.stack(s) for name, s in spikes.items()})
+
+    def step(self, name: str, x: Tensor, voltages: dict[str, Tensor]) -> Tensor:
+        node, w = self.nodes[name], self.weights[name]
+        if isinstance(node, nir.Input | nir.Output):
+            return x
+        if isinstance(node, nir.Conv2d):
+            how = (pair([*node.stride]), pair([*node.padding]), pair([*node.dilation]), int(node.groups))
+            return F.conv2d(x, w["weight"], w["bias"], *how)
+        if isinstance(node, nir.Affine):
+            return F.linear(x, w["weight"], w["bias"])
+        if isinstance(node, nir.Linear):
+            return F.linear(x, w["weight"])
+        if isinstance(node, nir.AvgPool2d):
+            return F.avg_pool2d(x, *(pair([*v]) for v in (node.kernel_size, node.stride, node.padding)))
+        if isinstance(node, nir.Flatten):
+            start, end = (int(d) + 1 if d >= 0 else int(d) for d in (node.start_dim, node.end_dim))  # after the batch
+            return x.flatten(start, end)
+        if isinstance(node, nir.IF):
+            v = voltages.get(name, torch.zeros(())) + w["r"] * x
+        elif isinstance(node, nir.LIF):
+            v = voltages.get(name, w["v_leak"])
+            leak = (self.dt / w["tau"].double()).to(x.dtype)
+            gain = (w["r"].double() * self.dt / w["tau"].double()).to(x.dtype)
+            v = (1 - leak) * v + leak * w["v_leak"] + gain * x
+        else:
+            raise ValueError(f"node '{name}' is a {type(node).__name__}, which this reader does not know")
+        fired = v > w["v_threshold"]
+        voltages[name] = torch.where(fired, w["v_reset"].expand_as(v), v)
+        return fired.to(x.dtype)
+
+
+def readers(path: Path, steps: int | None = None) -> dict[str, Callable[[Tensor], Trace]]:
+    """{reader: x -> Trace} of the programs that can run the file here: our own, and snnTorch's where it is installed.
+
+    steps: T for images.
+    """
+    graph = nir.read(path)
+    dt = float(graph.metadata.get("dt", DT))
+    own = Executor(graph, dt)
+
+    def read(x: Tensor) -> Trace:
+        with torch.no_grad():
+            return own.run(over_steps(x, steps))
+
+    found = {f"nir {nir.version}, own reader": read}
+    if not snntorch_cannot(graph, dt):
+        found[f"snnTorch {import_module('snntorch').__version__}"] = snntorch(path, steps)
+    return found
+
+
+def over_steps(x: Tensor, steps: int | None) -> Tensor:
+    """Images [B, C, H, W] -> the same at every step, [T, B, C, H, W]; frames as they are."""
+    return x if x.ndim == 5 else x.expand(steps or 1, *x.shape)
+
+
+def snntorch_cannot(graph: nir.NIRGraph, dt: float = DT) -> str | None:
+    """Why snnTorch's importer cannot be asked about a graph, or None."""
+    if find_spec("snntorch") is None or find_spec("nirtorch") is None:
+        return "it is not installed (pip install snntorch nirtorch)"
+    if any(isinstance(node, nir.IF) for node in graph.nodes.values()):
+        return "it reads IF as leaky, with a soft reset; --if-as-lif writes them so that it does not"
+    if dt != DT:
+        return f"it steps by {DT:g} s, the file by {dt:g} s"
+    if any(isinstance(n, nir.LIF) and (n.v_leak.any() or n.v_reset.any()) for n in graph.nodes.values()):
+        return "it knows no other potential to leak and reset to than 0"
+    if any(isinstance(n, nir.Conv2d) and int(n.groups) > 1 for n in graph.nodes.values()):
+        return "it reads a grouped convolution's channels from its weights, which fails"
+    return None
+
+
+def why_not_snntorch(path: Path) -> str | None:
+    """Why `readers` does not ask snnTorch about a file, or None."""
+    graph = nir.read(path)
+    return snntorch_cannot(graph, float(graph.metadata.get("dt", DT)))
+
+
+def snntorch(path: Path, steps: int | None) -> Callable[[Tensor], Trace]:
+    """The file as snnTorch imports it, one sample at a time."""
+    graph = nir.read(path)
+    with contextlib.redirect_stdout(io.StringIO()):
+        net = import_module("snntorch.import_nir").import_from_nir(graph)
+    layers = {name: name.replace(".", "_") for name, node in graph.nodes.items() if isinstance(node, nir.LIF)}
+    modules = dict(net.named_modules())
+
+    def read(x: Tensor) -> Trace:
+        x = over_steps(x, steps)
+        logits, spikes = [], {name: [] for name in layers}
+        hooks = [
+            modules[key].register_forward_hook(lambda _m, _i, out, name=name: spikes[name].append(first(out)))
+            for name, key in layers.items()
+        ]
+        try:
+            with torch.no_grad():
+                for b in range(x.shape[1]):
+                    for key in layers.values():
+                        modules[key].mem = torch.zeros(0)
+                    state = None
+                    for now in x[:, b]:
+                        out = net(now) if state is None else net(now, state)
+                        out, state = out if isinstance(out, tuple) else (out, None)
+                        logits.append(out)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        shape = (x.shape[1], x.shape[0])
+        traces = {name: torch.stack(s).unflatten(0, shape).transpose(0, 1) for name, s in spikes.items()}
+        return Trace(torch.stack(logits).unflatten(0, shape).transpose(0, 1), traces)
+
+    return read
+
+
+def first(out: Any) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out

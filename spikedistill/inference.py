@@ -1,0 +1,109 @@
+"""Answers of a trained student: over all its time steps, as soon as it is sure, or while the events come in."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spikedistill.core.taps import infer
+from spikedistill.neurons import Neuron
+
+
+class _Carrying(nn.Module):
+    """A neuron layer that goes on from the potential it ended with."""
+
+    def __init__(self, neuron: Neuron):
+        super().__init__()
+        self.neuron = neuron
+        self.v: Tensor | None = None
+
+    def forward(self, x: Tensor, steps: int | None = None) -> Tensor:
+        x = x if steps is None or len(x) == steps else x.expand(steps, *x.shape[1:])
+        spikes, self.v = self.neuron.run(x, self.v)
+        return spikes
+
+
+class Stream:
+    """A student that is fed one time step after another: `stream(frame)` gives the logits of that step.
+
+    The same as the whole sequence in one call, up to rounding. The model is copied; its potentials are kept here.
+
+        stream = Stream(model)
+        for frame in frames:                  # [B, C, H, W], event counts, or the same image again
+            logits = stream(frame)            # [B, classes]
+        stream.reset()                        # before the next sequence
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = deepcopy(model).eval()
+        self.layers: list[_Carrying] = []
+        for name, module in list(self.model.named_modules()):
+            if isinstance(module, Neuron):
+                self.layers.append(carrying := _Carrying(module))
+                self.model.set_submodule(name, carrying)
+
+    @torch.no_grad()
+    def __call__(self, frame: Tensor) -> Tensor:
+        """One time step [B, C, H, W] -> its logits [B, classes]. ValueError where B changed without a reset."""
+        for layer in self.layers:
+            if layer.v is not None and layer.v.shape[0] != frame.shape[0]:
+                raise ValueError(f"a stream of {layer.v.shape[0]} sequences was fed {frame.shape[0]}: reset() it first")
+        logits = self.model(frame[None]) if self.layers else self.model(frame)
+        return logits[-1] if logits.ndim == 3 else logits
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the sequences of the batch. rows: their numbers, or a mask [B]."""
+        for layer in self.layers:
+            layer.v = None if layer.v is None else layer.v[rows]
+
+    def reset(self) -> None:
+        for layer in self.layers:
+            layer.v = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """label and confidence (softmax of the mean logits) of each sample, and the time steps it took. All [B]."""
+
+    label: Tensor
+    confidence: Tensor
+    steps: Tensor
+
+    @staticmethod
+    def of(logits: Tensor, steps: int) -> "Answers":
+        """From logits [B, classes], the mean over `steps` steps."""
+        confidence, label = logits.float().softmax(-1).max(-1)
+        return Answers(label, confidence, torch.full_like(label, steps))
+
+
+def whole(model: nn.Module, x: Tensor, steps: int | None = None) -> Answers:
+    """All time steps in one call. x: images [B, C, H, W], shown `steps` times, or frames [T, B, C, H, W]."""
+    spiking = any(isinstance(m, Neuron) for m in model.modules())
+    logits = infer(model, x, steps if x.ndim == 4 and spiking else None).logits
+    return Answers.of(logits.float().mean(0), len(logits))
+
+
+def stepwise(stream: Stream, x: Tensor, steps: int, confidence: float | None = None) -> Answers:
+    """One time step after another; a sample whose answer is as sure as `confidence` takes part in no further one.
+
+    x: images [B, C, H, W], shown up to `steps` times, or frames [T, B, C, H, W], T >= steps.
+    """
+    stream.reset()
+    count = x.shape[0] if x.ndim == 4 else x.shape[1]
+    left, total = torch.arange(count), None
+    found = Answers(torch.zeros(count, dtype=torch.long), torch.zeros(count), torch.zeros(count, dtype=torch.long))
+    for t in range(steps):
+        logits = stream((x if x.ndim == 4 else x[t])[left]).float()
+        total = logits if total is None else total + logits
+        now = Answers.of(total / (t + 1), t + 1)
+        for mine, new in zip(vars(found).values(), vars(now).values()):
+            mine[left] = new
+        if confidence is not None:
+            unsure = now.confidence < confidence
+            stream.keep(unsure)
+            left, total = left[unsure], total[unsure]
+            if not len(left):
+                break
+    stream.reset()
+    return found

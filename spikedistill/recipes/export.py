@@ -1,0 +1,208 @@
+"""A trained student for hardware and for other programs, read back and checked on test samples before it is kept.
+
+Run:    spikedistill export runs/student --to nir
+Formats: nir (neuromorphic chips and simulators), onnx (onnxruntime), torch (torch.export, runs without this package).
+Batch norms are folded, and nothing that is for training only can be in the file. Exit code 1, and no file, where the
+file does not compute what the student does: the message says in which layer and at which time step that begins.
+"""
+
+import os
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from spikedistill import data as data_sets
+from spikedistill import models, runs
+from spikedistill.core.step import Batch
+from spikedistill.neurons import Neuron
+from spikedistill.recipes import distill
+from spikedistill.spec import SpecError, parse
+
+
+class Config(BaseModel):
+    """Settings of `export`."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    run: str = Field(min_length=1)
+    """A run folder or student file."""
+    to: Literal["nir", "onnx", "torch"]
+    """What to write."""
+    out: str | None = None
+    """The file; by default student.nir, .onnx or .pt2 in the run folder."""
+    overwrite: bool = False
+    """Replace the file if it is there."""
+    trust_code: bool = False
+    """Import the file.py that built the student, where one did."""
+    data: str | None = None
+    """What to check on; by default what the run was trained on."""
+    root: str | None = None
+    """Folder where the data set's files are."""
+    samples: Annotated[int, Field(ge=1)] = 100
+    """Test samples to check on."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Time steps for images; by default the student's."""
+    dt: Annotated[float, Field(gt=0)] = 1e-4
+    """nir: seconds of a time step. snnTorch reads files of 1e-4."""
+    if_as_lif: bool = False
+    """nir: write IF neurons as LIF without a leak, for programs that misread IF, such as snnTorch."""
+    retrain_for: Literal["nir"] | None = None
+    """Fine-tune a copy with NIR's neurons (hard reset, fires above the threshold), taught by the student, and export it."""
+    epochs: Annotated[int, Field(ge=1)] = 3
+    """Of the fine-tuning."""
+    retrained: str | None = None
+    """Folder of the fine-tuned student; by default the run's name with -nir."""
+
+
+def run(c: Config) -> dict[str, str]:
+    """Write, check, and print what was found. Returns {"file", ...}; raises Mismatch where the check fails."""
+    from spikedistill import export
+
+    form, student = export.form(c.to), runs.load(c.run, trust_code=c.trust_code)
+    source = runs.student_file(c.run)
+    out = Path(c.out) if c.out else source.with_name(source.stem + form.EXTENSION)
+    mistakes = form.needs()
+    if out.exists() and not c.overwrite:
+        mistakes.append(f"out: '{out}' exists; choose another --out, or --overwrite to lose it")
+    if out.suffix == ".safetensors":
+        mistakes.append(f"out: '{out}' is the name of a student file; write to {form.EXTENSION}")
+    if not out.parent.is_dir():
+        mistakes.append(f"out: there is no folder '{out.parent}'")
+    if c.retrain_for and c.to != c.retrain_for:
+        mistakes.append(f"retrain_for: {c.retrain_for} is for --to {c.retrain_for}, this is --to {c.to}")
+    neurons = [m for m in student.modules() if isinstance(m, Neuron)]
+    if not neurons:
+        mistakes.append(f"run: '{c.run}' has no spiking neurons: it is an ANN")
+    if mistakes:
+        raise SpecError(mistakes)
+    test = data_of(c).test
+    if c.steps:
+        student.steps = c.steps
+    if c.to == "nir":
+        soft = suits_nir(c, student, batches(test, c.samples))
+        if c.retrain_for:
+            student = retrain(c, student)
+        elif soft:
+            raise SpecError([soft])
+    temporary = out.with_name(out.name + ".part")
+    how: dict[str, Any] = {"dt": c.dt, "if_as_lif": c.if_as_lif} if c.to == "nir" else {}
+    try:
+        form.write(student, next(batches(test, 2))["x"], temporary, **how)
+        read_how = {"steps": getattr(student, "steps", None)} if c.to == "nir" else {}
+        for reader, read in form.readers(temporary, **read_how).items():
+            found = export.check(student, batches(test, c.samples), read, reader, form.TOLERANCE)
+            print("\n".join(found.lines()))
+            if found.fault:
+                raise export.Mismatch(f"{reader} does not compute what the student does: {found.fault}")
+        if c.to == "nir" and (why := form.why_not_snntorch(temporary)):
+            print(f"snnTorch was not asked: {why}")
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(f"written and checked: {out}")
+    return {"file": str(out)}
+
+
+def settings_of(c: Config) -> dict[str, Any]:
+    """The settings that the student was trained with; empty for a lone student file."""
+    folder = runs.student_file(c.run).parent
+    return runs.read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+
+
+def data_of(c: Any) -> data_sets.Data:
+    """The data named in the settings, or those that the run was trained on. c: has `run`, `data` and `root`."""
+    before = settings_of(c)
+    name = c.data or before.get("data")
+    if not name or name.startswith("<"):
+        raise SpecError(["data: the run does not name any that can be loaded again; give --data"])
+    root = c.root or (before.get("root") if name == before.get("data") else None)
+    size = before.get("size") if name == before.get("data") else None
+    if wrong := data_sets.check(name, root=root, size=size):
+        raise SpecError([f"data: {m}" for m in wrong])
+    return data_sets.load(name, root=root, size=size, batch_size=50, augment="none")
+
+
+def batches(split: Any, samples: int, size: int = 50) -> Iterator[Batch]:
+    """The first samples of a split, at most `size` at a time."""
+    left = samples
+    for batch in split:
+        for start in range(0, min(left, len(batch["y"])), size):
+            stop = min(start + size, left, len(batch["y"]))
+            x = batch["x"][:, start:stop] if batch["x"].ndim == 5 else batch["x"][start:stop]
+            yield {"x": x, "y": batch["y"][start:stop]}
+        left -= len(batch["y"])
+        if left <= 0:
+            return
+
+
+def suits_nir(c: Config, student: nn.Module, samples: Iterator[Batch]) -> str | None:
+    """Say what NIR's meaning of a neuron would change; a sentence where the student cannot be written for it."""
+    from spikedistill.export.to_nir import touching, unfit
+
+    soft, touch = unfit(student), touching(student)
+    samples = [*samples] if soft or touch else []
+    if touch and not soft:
+        share = changed(student, samples, strict=True)
+        print(f"The student fires at the threshold, NIR above it: that alone would change {share:.3%} of its spikes.")
+        print("The threshold is written as the float below it, which is the same rule: nothing changes.")
+    if not soft:
+        return None
+    share = changed(student, samples, v_reset=0.0, strict=True)
+    return (
+        f"run: {len(soft)} of its layers reset softly ({', '.join(soft[:3])}{', ...' if len(soft) > 3 else ''}) and NIR "
+        f"knows hard reset only: {share:.2%} of the spikes would change. --retrain-for nir fine-tunes a copy that fits"
+    )
+
+
+def changed(student: nn.Module, samples: list[Batch], **how: Any) -> float:
+    """Share of spikes, of those the student fires, at sites that differ when its neurons are set to `how`."""
+    from spikedistill.export.verify import reference
+
+    other = deepcopy(student)
+    for module in other.modules():
+        if isinstance(module, Neuron):
+            for name, value in how.items():
+                setattr(module, name, value)
+    differ = fired = 0.0
+    for batch in samples:
+        a, b = (reference(model, batch["x"])[0].spikes for model in (student, other))
+        differ += sum(float((a[name] != b[name]).sum()) for name in a)
+        fired += sum(float(s.sum()) for s in a.values())
+    return differ / max(fired, 1.0)
+
+
+def retrain(c: Config, student: nn.Module) -> nn.Module:
+    """A copy with NIR's neurons, distilled for a few epochs from the student itself, kept in a run folder of its own."""
+    settings, spec = settings_of(c), runs.about(c.run).get("spec")
+    if not spec or not isinstance(spec["settings"].get("neuron"), str):
+        raise SpecError(["retrain_for: the student was built by code of yours; build it with hard reset and train it"])
+    name, _, keywords = parse(spec["settings"]["neuron"])
+    text = ", ".join(f"{k}={v}" for k, v in (keywords | {"v_reset": 0.0, "strict": True}).items())
+    copy = models.build(spec["model"], **spec["settings"] | {"neuron": f"{name}({text})"})
+    copy.load_state_dict(student.state_dict())
+    folder = Path(c.run) if Path(c.run).is_dir() else Path(c.run).parent
+    out = c.retrained or str(folder.with_name(folder.resolve().name + f"-{c.retrain_for}"))
+    keep = (
+        "data",
+        "root",
+        "size",
+        "valid",
+        "batch",
+        "augment",
+        "optimizer",
+        "weight_decay",
+        "seed",
+        "precision",
+        "steps",
+    )
+    how = {k: settings[k] for k in keep if settings.get(k) is not None}
+    how |= {"data": c.data or how.get("data"), "root": c.root or how.get("root")}
+    how["lr"] = settings.get("lr", 0.01) / 5  # it starts trained
+    print(f"fine-tuning a copy with hard reset for {c.epochs} epochs, taught by the student, in {out}")
+    result = distill.distill(student=copy, teacher=student, methods="kd", epochs=c.epochs, out=out, **how)
+    print(f"test accuracy of the fine-tuned student {result['test']['accuracy']:.2%}")
+    return runs.load(out, trust_code=c.trust_code)

@@ -1,0 +1,107 @@
+"""`spikedistill predict` through the command line: data, files, early exit, tables."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spikedistill import cli, runs
+from spikedistill.core.evaluate import evaluate
+from spikedistill.data import load
+from spikedistill.models import build
+from tests.export.wake import awake
+from tests.recipes.test_distill import mistakes_of
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for c, name in enumerate(("left", "middle", "right")):
+        (folder / name).mkdir()
+        for i in range(20):
+            image = rng.integers(0, 80, (12, 12), dtype=np.uint8)
+            image[:, 4 * c : 4 * c + 4] += 150
+            Image.fromarray(image).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(pictures, tmp_path_factory):
+    torch.manual_seed(0)
+    out, data = tmp_path_factory.mktemp("run"), load(f"folder:{pictures}")
+    model = build("small(widths=(3, 4))", classes=3, channels=1, steps=4, mean=data.mean, std=data.std)
+    awake(model, next(iter(data.train))["x"])
+    runs.save(model, out / "student.safetensors", classes=list(data.classes), shape=list(data.shape))
+    runs.write_json(out / "config.json", {"data": f"folder:{pictures}", "root": None, "size": None})
+    return out, model, data
+
+
+def test_the_test_set_in_a_table(student, tmp_path, capsys):
+    run, model, data = student
+    out = tmp_path / "answers.csv"
+    ok("predict", str(run), "--out", str(out))
+    rows = list(csv.DictReader(out.open()))
+    want = evaluate(model, data.test)
+    assert len(rows) == want["samples"] and sum(r["right"] == "True" for r in rows) / len(rows) == want["accuracy"]
+    assert all(0 < float(r["confidence"]) <= 1 and r["steps"] == "4" for r in rows)
+    assert f"accuracy {want['accuracy']:.2%}" in capsys.readouterr().out
+    text = mistakes_of(capsys, "predict", str(run), "--out", str(out))
+    assert "exists; choose another --out, or --overwrite" in text
+    ok("predict", str(run), "--out", str(out), "--steps", "2", "--overwrite")
+    rows = list(csv.DictReader(out.open()))
+    assert sum(r["right"] == "True" for r in rows) / len(rows) == want["by_step"][1] and rows[0]["steps"] == "2"
+
+
+def test_early_exit_and_streams(student, tmp_path, capsys):
+    run, _, _ = student
+    files = [tmp_path / f"{name}.json" for name in "abc"]
+    ok("predict", str(run), "--out", str(files[0]))
+    ok("predict", str(run), "--stream", "--out", str(files[1]))
+    a, b = (json.loads(f.read_text()) for f in files[:2])
+    assert [r["label"] for r in a["answers"]] == [r["label"] for r in b["answers"]] and a["accuracy"] == b["accuracy"]
+    limit = sorted(r["confidence"] for r in a["answers"])[0] * 0.99
+    capsys.readouterr()
+    ok("predict", str(run), "--confidence", str(limit), "--out", str(files[2]), "--samples", "5")
+    c = json.loads(files[2].read_text())
+    assert c["samples"] == 5 and c["mean_steps"] < 4
+    assert all(r["confidence"] >= limit or r["steps"] == 4 for r in c["answers"])
+    assert f"{c['mean_steps']:.2f} time steps on average" in capsys.readouterr().out
+
+
+def test_files_are_read_as_the_training_images_were(student, pictures, tmp_path, capsys):
+    run, model, data = student
+    names = [str(pictures / "left" / "0.png"), str(pictures / "right" / "3.png")]
+    out = tmp_path / "a.json"
+    ok("predict", str(run), "--files", *names, "--out", str(out), "--batch", "1")
+    answers = json.loads(out.read_text())["answers"]
+    x = torch.stack([torch.from_numpy(np.array(Image.open(n)))[None] for n in names]).float() / 255
+    want = model(x).mean(0).softmax(-1).max(-1)
+    assert [a["label"] for a in answers] == [data.classes[i] for i in want.indices.tolist()]
+    assert [a["confidence"] for a in answers] == pytest.approx(want.values.tolist(), abs=1e-5)
+    assert [a["sample"] for a in answers] == names and "truth" not in answers[0]
+    Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(tmp_path / "colour.png")
+    ok("predict", str(run), "--files", str(tmp_path / "colour.png"))
+    assert "colour.png: " in capsys.readouterr().out
+
+
+def test_mistakes_are_all_said_at_once(student, tmp_path, capsys):
+    run, _, _ = student
+    words = ["predict", str(run), "--files", "gone.png", "--steps", "5", "--out", "a.txt", "--data", "fashion-mini"]
+    text = mistakes_of(capsys, *words)
+    for part in ("no file 'gone.png'", "give 1 to 4", "should end in .csv or .json", "not both"):
+        assert part in text
+    assert "are not those of the student" in mistakes_of(capsys, "predict", str(run), "--data", "fashion-mini")
+    assert "it does not exist" in mistakes_of(capsys, "predict", str(tmp_path / "gone"))
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    assert "cannot be read as an image" in mistakes_of(
+        capsys, "predict", str(run), "--files", str(tmp_path / "bad.png")
+    )
+
+
+def ok(*words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(words))
+    assert not stop.value.code, words

@@ -1,0 +1,58 @@
+"""Answers step by step are those of the whole sequence."""
+
+import pytest
+import torch
+
+from spikedistill.core.taps import infer
+from spikedistill.inference import Stream, stepwise, whole
+from spikedistill.models import build
+from tests.export.wake import awake
+
+MODELS = ["small(widths=(3, 4, 5))", "small(widths=(3, 4), neuron=plif(v_reset=None, tau=3.0))",
+          "sew_resnet18(width=3)", "resnet19(width=3, stem_width=3)"]  # fmt: skip
+
+
+def student(text, **given):
+    torch.manual_seed(0)
+    return awake(build(text, classes=3, steps=4, channels=2, **given), torch.rand(6, 2, 8, 8))
+
+
+@pytest.mark.parametrize("text", MODELS)
+def test_a_stream_of_frames_answers_as_the_whole_sequence(text):
+    model, x = student(text), torch.rand(5, 6, 2, 8, 8)
+    stream, want = Stream(model), infer(model, x).logits
+    assert want.std(0).max() > 0  # the steps differ: the potentials matter
+    for _ in range(2):
+        got = torch.stack([stream(frame) for frame in x])
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+        stream.reset()
+    stateless = torch.stack([infer(model, frame[None]).logits[0] for frame in x])
+    assert not torch.allclose(stateless[1:], want[1:], atol=1e-3)
+
+
+def test_stream_with_part_of_the_batch_and_a_wrong_one():
+    model, x = student(MODELS[0]), torch.rand(4, 6, 2, 8, 8)
+    stream = Stream(model)
+    stream(x[0])
+    with pytest.raises(ValueError, match="a stream of 6 sequences was fed 2: reset"):
+        stream(x[0, :2])
+    stream.keep(torch.tensor([1, 4]))
+    torch.testing.assert_close(stream(x[1, [1, 4]]), infer(model, x[:2]).logits[1][[1, 4]], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [False, True])
+def test_stepwise_is_whole_and_stops_each_sample_when_sure(frames):
+    model = student(MODELS[0])
+    x = torch.rand(4, 6, 2, 8, 8) if frames else torch.rand(6, 2, 8, 8)
+    a, b = whole(model, x, 4), stepwise(Stream(model), x, 4)
+    assert torch.equal(a.label, b.label) and torch.equal(a.steps, b.steps) and a.steps.unique().tolist() == [4]
+    torch.testing.assert_close(a.confidence, b.confidence)
+    logits = infer(model, x).logits.cumsum(0) / torch.arange(1, 5).view(-1, 1, 1)
+    sure = logits.softmax(-1).amax(-1)  # [T, B]
+    limit = float(sure.flatten().median())
+    early = stepwise(Stream(model), x, 4, limit)
+    for i in range(6):
+        t = next((t for t in range(4) if sure[t, i] >= limit), 3)
+        assert early.steps[i] == t + 1 and early.label[i] == logits[t, i].argmax()
+        torch.testing.assert_close(early.confidence[i], sure[t, i])
+    assert early.steps.min() >= 1 and early.steps.float().mean() < 4
