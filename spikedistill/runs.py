@@ -219,7 +219,8 @@ def _builder(file: Path, info: dict[str, Any], trust_code: bool) -> Callable[[],
     if spec is None:
         raise SpecError([f"'{file}' holds a model of your own code: build it and call load('{file}', model)"])
     wanted = {"model": str, "settings": dict, "transforms": list}
-    if not isinstance(spec, dict) or any(type(spec.get(k, kind())) is not kind for k, kind in wanted.items()):
+    given = {"transforms": []} | spec if isinstance(spec, dict) else {}
+    if any(type(given.get(key)) is not kind for key, kind in wanted.items()):
         raise SpecError([f"'{file}' is damaged: it does not say how to build its model"])
     if ".py:" in spec["model"] and not trust_code:
         hint = "if you trust it, load with trust_code=True (--trust-code)"

@@ -806,7 +806,7 @@ def estimate(c: Config, parts: Mapping[str, Any], row: Row, student: nn.Module |
     config = distill_config(c, row, 0, "")
     plan = distill.planned(config, student, parts["teacher"])
     batches = list(islice(data.train.epoch(0), 6))
-    how = distill.training(config) | {"epochs": 1}
+    how = distill.training(config, student, len(batches)) | {"epochs": 1}
     fabric = distill.make_fabric(config.model_copy(update={"devices": 1}))
     fit(Stage(batches[:2], **vars(plan), **how), fabric=fabric, progress=False)
     began = time.perf_counter()

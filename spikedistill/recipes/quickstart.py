@@ -92,13 +92,13 @@ def run(c: Config) -> list[dict[str, Any]]:
 
 
 SMALLEST_GAP = 0.005  # a share of less than half a point would be a share of noise
+# learning rates, weights and what bkd restores were chosen on validation: tools/tune_quickstart.py
 TEACHER_LR = 5e-3
-TWIN_LR = 2e-2
-# learning rates and weights were chosen on validation: tools/tune_quickstart.py
+TWIN_LR = 4e-2
 METHODS: dict[str, dict[str, Any]] = {
     "ce": dict(methods="ce", lr=4e-2, teacher=None),
-    "kd": dict(methods="kd(tau=2.0, weight=0.7, ce=0.3)", lr=2e-2),
-    "bkd": dict(methods="bkd(weight=1e-3)", lr=2e-2),
+    "kd": dict(methods="kd(tau=2.0, weight=0.7, ce=0.3)", lr=6e-2),
+    "bkd": dict(methods="bkd(weight=5.0, reduction=mean, hidden=32, wsld=0)", lr=4e-2),
 }
 TITLES = {"ce": "SNN, ce", "kd": "SNN, kd", "bkd": "SNN, bkd"}
 
