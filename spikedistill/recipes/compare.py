@@ -227,15 +227,9 @@ def plans(c: Config, rows: Sequence[Row]) -> tuple[list[Row], dict[str, Any], li
 
     Returns rows ("teacher": None where a row has no use for one), {"data", "student", "teacher"}, and mistakes.
     """
-    data = load_data(c)
-    image = dict(classes=len(data.classes), channels=data.shape[0], mean=data.mean, std=data.std)
-    teacher = None
-    if c.teacher:
-        here = Path(c.teacher).exists()
-        teacher = runs.load(c.teacher) if here else models.build(c.teacher, steps=c.steps, **image)
-    probe = {k: v[:, :2] if v.ndim == 5 else v[:2] for k, v in next(iter(data.test)).items()}
-    torch.manual_seed(0)
-    student = models.build(c.student, steps=c.steps, **image)
+    data = distill.load_data(c)
+    student, teacher = distill.networks(c, data)
+    probe = distill.two(data)
     mistakes: list[str] = []
     for name, model in (("student", student), ("teacher", teacher)):
         try:
@@ -247,8 +241,7 @@ def plans(c: Config, rows: Sequence[Row]) -> tuple[list[Row], dict[str, Any], li
     if mistakes:
         return ready, {}, mistakes
     for row in rows:
-        torch.manual_seed(0)
-        own = models.build(c.student, steps=c.steps, **image)
+        own, _ = distill.networks(c, data, teacher=teacher)
         before = {k: v.clone() for k, v in own.state_dict().items()}
         try:
             if not hasattr(own, "dims"):
@@ -269,12 +262,6 @@ def plans(c: Config, rows: Sequence[Row]) -> tuple[list[Row], dict[str, Any], li
             row = row.of({"teacher": None})
         ready.append(replace(row, note=note))
     return ready, {"data": data, "student": student, "teacher": teacher}, mistakes
-
-
-def load_data(c: Config) -> Any:
-    return data_sets.load(
-        c.data, root=c.root, valid=c.valid, batch_size=c.batch, augment=c.augment, size=c.size, workers=c.workers
-    )
 
 
 def distill_config(c: Config, row: Row, seed: int, out: str | Path, **more: Any) -> distill.Config:
@@ -720,7 +707,7 @@ def references(c: Config, results: Mapping[str, Mapping[int, Any]], baseline: st
         return None
     teacher = None
     if c.teacher and Path(c.teacher).exists():
-        data = load_data(c)
+        data = distill.load_data(c)
         teacher = activity(runs.load(c.teacher), data.valid or data.test, samples=50)
     return energy.table(measured, teacher)
 
@@ -798,9 +785,7 @@ def dry_run(
 def estimate(c: Config, parts: Mapping[str, Any], row: Row, student: nn.Module | None) -> float:
     """Seconds an epoch, from a few steps and the validation that follows."""
     data = parts["data"]
-    torch.manual_seed(0)
-    image = dict(classes=len(data.classes), channels=data.shape[0], mean=data.mean, std=data.std)
-    student = student or models.build(c.student, steps=c.steps, **image)
+    student = student or distill.networks(c, data, teacher=parts["teacher"])[0]
     if not hasattr(student, "dims"):
         setattr(student, "dims", getattr(parts["student"], "dims", {}))  # noqa: B010
     config = distill_config(c, row, 0, "")

@@ -255,19 +255,9 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
         say(c, f"{out} holds this finished run: nothing to do")
         return finished
     fabric = make_fabric(c)
-    if data is None:
-        how = dict(valid=c.valid, batch_size=c.batch, augment=c.augment, workers=c.workers)
-        data = data_sets.load(c.data, **source(c), **how)
-    torch.manual_seed(c.seed)
-    image = dict(classes=len(data.classes), channels=data.shape[0], mean=data.mean, std=data.std)
-    student = rewritten(models.build(student or c.student, steps=c.steps, **image), c, data.shape)
-    if teacher is None and c.teacher:
-        teacher = (
-            runs.load(c.teacher, trust_code=True) if Path(c.teacher).exists() else models.build(c.teacher, **image)
-        )
-    if c.recompute:
-        models.recompute(student)
-    probe = {k: v[:, :2] if v.ndim == 5 else v[:2] for k, v in next(iter(data.test)).items()}
+    data = data or load_data(c)
+    student, teacher = networks(c, data, student, teacher)
+    probe = two(data)
     for name, model in (("student", student), ("teacher", teacher)):
         if model is not None:
             fits(name, model, probe["x"], data.classes)
@@ -302,6 +292,29 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
         runs.write_json(out / "result.json", result)
     fabric.barrier()
     return result
+
+
+def load_data(c: Config) -> Any:
+    how = dict(valid=c.valid, batch_size=c.batch, augment=c.augment, workers=c.workers)
+    return data_sets.load(c.data, **source(c), **how)
+
+
+def networks(c: Config, data: Any, student: Any = None, teacher: Any = None) -> tuple[nn.Module, nn.Module | None]:
+    """The student as it is trained, drawn with the seed, and the teacher; what is given takes the place of its name."""
+    torch.manual_seed(c.seed)
+    image = dict(classes=len(data.classes), channels=data.shape[0], mean=data.mean, std=data.std, steps=c.steps)
+    student = rewritten(models.build(student or c.student, **image), c, data.shape)
+    if c.recompute:
+        models.recompute(student)
+    if teacher is None and c.teacher:
+        trained = Path(c.teacher).exists()
+        teacher = runs.load(c.teacher, trust_code=True) if trained else models.build(c.teacher, **image)
+    return student, teacher
+
+
+def two(data: Any) -> dict[str, torch.Tensor]:
+    """A batch of two samples."""
+    return {k: v[:, :2] if v.ndim == 5 else v[:2] for k, v in next(iter(data.test)).items()}
 
 
 def measure(c: Config, student: nn.Module, data: Any, history: dict[str, Any], fabric: Any) -> dict[str, Any]:
