@@ -57,7 +57,7 @@ def wsld_loss(student: Tensor, teacher: Tensor, y: Tensor, tau: float = 2.0) -> 
     """Soft cross-entropy weighted by how much worse than the teacher the student is. [B, C], [B, C], [B] or [B, C]."""
     teacher = teacher.detach()
     ratio = soft_cross_entropy(student.detach(), y) / (soft_cross_entropy(teacher, y) + 1e-7)
-    weight = 1 - torch.exp(-ratio.clamp_min(0))
+    weight = 1 - torch.exp(-ratio)
     return tau**2 * (weight * soft_cross_entropy(student / tau, F.softmax(teacher / tau, -1))).mean()
 
 
@@ -86,7 +86,7 @@ class BKD(nn.Module):
 
     def forward(self, step: Step) -> Tensor:
         x = rate(step.student.taps[self.s])
-        target = rate(step.teacher.taps[self.t]).detach()
+        target = rate(step.teacher.taps[self.t])
         x = self.align(x)
         x = self.restore(blur(x, self.ratio) if self.training else x)
         if self.resize and target.ndim == 4 and target.shape[-2:] != x.shape[-2:]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from spikedistill.core.output import Output
 from spikedistill.core.step import Step
-from spikedistill.methods.bkd import BKD, bkd_loss, blur, wsld_loss
+from spikedistill.methods.bkd import BKD, WSLD, bkd_loss, blur, wsld_loss
 from tests.methods.toy import toy_student, toy_teacher
 
 D = torch.float64
@@ -137,6 +137,25 @@ def test_feature_invariants():
     torch.testing.assert_close(objective(step_of(s.mean(0, keepdim=True), t)), value)
     torch.testing.assert_close(objective(step_of(torch.cat([s, s], 1), torch.cat([t, t], 1))), value)
     assert identity(objective)(step_of(t.expand(4, -1, -1, -1, -1), t)) < 1e-10
+
+
+def test_student_and_teacher_enter_as_their_time_means():
+    s, t = torch.rand(4, 2, 3, 3, 3), torch.rand(3, 2, 3, 3, 3)
+    objective = BKD("s", "t", (3, 3)).eval()
+    torch.testing.assert_close(objective(step_of(s, t)), objective(step_of(s, t.mean(0, keepdim=True))))
+    zs, zt, y = torch.randn(4, 5, 3, dtype=D), torch.randn(2, 5, 3, dtype=D), torch.tensor([0, 1, 2, 0, 1])
+    step = Step({"y": y}, {"student": Output(zs), "teacher": Output(zt)})
+    torch.testing.assert_close(WSLD(3.0)(step), wsld_loss(zs.mean(0), zt.mean(0), y, 3.0))
+
+
+def test_the_feature_term_gives_the_teacher_no_gradient():
+    s, t = torch.rand(2, 3, 4, 4, requires_grad=True), torch.rand(2, 3, 4, 4, requires_grad=True)
+    for reduction in ("sum_per_sample", "mean"):
+        grad, none = torch.autograd.grad(bkd_loss(s, t, reduction), [s, t], allow_unused=True)
+        assert none is None and grad.abs().max() > 0
+    student, teacher = torch.rand(2, 2, 3, 4, 4), torch.rand(1, 2, 3, 2, 2, requires_grad=True)
+    BKD("s", "t", (3, 3), resize=True)(step_of(student, teacher)).backward()
+    assert teacher.grad is None
 
 
 def test_adapter_only_where_channels_differ():

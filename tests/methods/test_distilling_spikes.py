@@ -209,6 +209,8 @@ def test_outputs_that_are_not_spikes_are_refused_at_the_start():
     trainee = Trainee(Stage([toy_batch()], **vars(plan)))
     with pytest.raises(ValueError, match=r"student are not spikes.*potential"):
         trainee(toy_batch(), 0.0)
+    with pytest.raises(ValueError, match="student are not spikes"):
+        trainee.eval()(toy_batch(), 0.5)
     objective, ones = Spikes(full_loss), torch.ones(2, 3, 4)
     with pytest.raises(ValueError, match="teacher are not spikes"):
         objective(step_of(ones, ones / 2))

@@ -15,10 +15,11 @@ import spikedistill
 from spikedistill import cli, data, models, optim, runs
 from spikedistill.core.fit import Stage, fit
 from spikedistill.core.taps import infer
-from spikedistill.methods import bkd
+from spikedistill.methods import bkd, distilling_spikes, tssd
 from spikedistill.models.small import small
-from spikedistill.recipes.distill import distill, split
+from spikedistill.recipes.distill import distill, rehearse, split
 from spikedistill.spec import SpecError
+from tests.methods.toy import toy_batch, toy_student, toy_teacher
 
 TEACHER = "small(widths=(4, 6), neuron=relu)"
 STUDENT = "small(widths=(3, 6))"
@@ -177,6 +178,12 @@ def test_feature_map_that_does_not_fit_is_named_with_both_shapes_before_training
     assert not (tmp_path / "x" / "metrics.jsonl").exists()
     result = distill(out=str(tmp_path / "y"), bkd={"resize": True}, **how)
     assert result["epochs"] == 1
+
+
+def test_the_rehearsal_prepares_its_batch_and_finds_heads_that_do_not_spike():
+    rehearse(Stage([], **vars(tssd(toy_student()))), toy_batch(2))
+    with pytest.raises(SpecError, match=r"spikes_soft.*outputs of the student are not spikes"):
+        rehearse(Stage([], **vars(distilling_spikes(toy_student(), toy_teacher()))), toy_batch(2))
 
 
 def test_unknown_tap_lists_the_valid_ones(pictures, teacher, tmp_path):
