@@ -146,7 +146,7 @@ def curves(history: Sequence[Mapping[str, float]], best: int) -> Any:
         axes.set_xlabel("epoch")
         whole_ticks(axes.xaxis)
     loss.set(ylabel="loss (training: all terms, weighted)", title="Loss")
-    right.set(ylabel="accuracy [%]", title="Accuracy; dotted: the epoch that was kept")
+    right.set(ylabel="accuracy [%]", title="Accuracy (dotted: epoch kept)")
     right.legend()
     return figure
 
@@ -307,7 +307,8 @@ def pareto(points: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str]
     for panel, (key, label) in zip(axes, panels):
         shown = [p for p in points if p.get(key) is not None]
         if joined:
-            panel.plot([p[key] for p in shown], [100 * p["accuracy"] for p in shown], color=BLUE, zorder=1)
+            own = [p for p in shown if not p.get("reference")]
+            panel.plot([p[key] for p in own], [100 * p["accuracy"] for p in own], color=BLUE, zorder=1)
         for i, p in enumerate(shown):
             reference = bool(p.get("reference"))
             colour = GREY if reference else BLUE if joined else CYCLE[i % 7]

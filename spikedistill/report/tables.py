@@ -24,7 +24,9 @@ def show(table: Table) -> None:
 
     drawn = Rich(title=escape(table.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, head in enumerate(table.heads):
-        drawn.add_column(head, justify="right" if i else "left", no_wrap=not i)
+        words = [word for text in (head, *(row[i] for row in table.rows)) for word in text.split()]
+        longest = max(map(len, words), default=1)  # a word is never cut
+        drawn.add_column(head, justify="right" if i else "left", min_width=longest)
     for row in table.rows:
         drawn.add_row(*map(escape, row))
     Console().print(drawn)
