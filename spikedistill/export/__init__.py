@@ -9,7 +9,7 @@ check        run what was written on real samples and compare every spike and lo
 from importlib import import_module
 from typing import Any
 
-from spikedistill.export.fold import fold, plain
+from spikedistill.export.folding import fold, plain
 from spikedistill.export.verify import Comparison, Mismatch, check
 
 FORMATS = {"nir": "to_nir", "onnx": "to_onnx", "torch": "to_torch"}

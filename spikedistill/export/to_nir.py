@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikedistill.export.fold import fold
+from spikedistill.export.folding import fold
 from spikedistill.export.verify import Trace
 from spikedistill.neurons import Neuron
 from spikedistill.spec import SpecError

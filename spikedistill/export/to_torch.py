@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from spikedistill.export.fold import Deployed, plain
+from spikedistill.export.folding import Deployed, plain
 from spikedistill.export.verify import Trace
 
 EXTENSION = ".pt2"

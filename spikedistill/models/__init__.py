@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from spikedistill.models import foreign
-from spikedistill.models.foreign import Foreign, measure_dims, module
+from spikedistill.models.foreign import Foreign, Spiking, measure_dims, module
 from spikedistill.models.layers import recompute
 from spikedistill.models.ms_resnet import ms_resnet18, ms_resnet34
 from spikedistill.models.qkformer import qkformer
@@ -57,7 +57,7 @@ GIVEN = ("classes", "channels", "steps", "mean", "std")
 def build(model: str | nn.Module, **given: Any) -> nn.Module:
     """A model from text; a module is returned as it is.
 
-    model: a name of MODELS with settings, 'sew_resnet18(width=32)'; 'timm:resnet18(pretrained=True)'; or
+    model: a name of MODELS with settings, 'sew_resnet18(width=32)'; 'timm:resnet18(pretrained=True)', 'hf:NAME' (Hugging Face); or
     'path/to/file.py:function', a function of yours that returns a module and is called with what it takes of `given`.
     given: settings where the text has none. Builders that do not take one of GIVEN do without it; models of timm take
     the classes and bring their own normalisation.
@@ -69,10 +69,11 @@ def build(model: str | nn.Module, **given: Any) -> nn.Module:
     if mistakes := check(model, **given):
         raise SpecError(mistakes)
     name, _, asked = _split(model)
-    if name.startswith("timm:"):
+    if library := _library_of(name):
         # the text keeps its settings, so that a mean in it is not taken for that of the data when it is built again
         given = {k: v for k, v in given.items() if k == "classes" or k not in GIVEN}
-        built, spec = foreign.timm(name.removeprefix("timm:"), **given | asked), {"model": model, "settings": given}
+        function = LIBRARIES[library][0]
+        built, spec = function(name.partition(":")[2], **given | asked), {"model": model, "settings": given}
     else:
         if ".py:" in name:
             function = _imported(name)
@@ -104,17 +105,19 @@ def check(model: str, **given: Any) -> list[str]:
     except SpecError as error:
         return error.mistakes
     mistakes = [f"'{model}': give settings by name, {name}(key=value)"] if positional else []
-    if name.startswith("timm:"):
-        if name == "timm:":
-            mistakes.append("'timm:' names no model: write timm:resnet18")
-        if importlib.util.find_spec("timm") is None:
-            mistakes.append(foreign.NEEDS_TIMM)
-        known = settings(foreign.timm, skip=1)
-        return mistakes + bind(foreign.timm, {k: v for k, v in asked.items() if k in known}, name, skip=1)[1]
+    if library := _library_of(name):
+        function, package, example = LIBRARIES[library]
+        if name == f"{library}:":
+            mistakes.append(f"'{name}' names no model: write {library}:{example}")
+        if importlib.util.find_spec(package) is None:
+            mistakes.append(foreign.NEEDS[package])
+        known = settings(function, skip=1)
+        mine = asked if library == "hf" else {k: v for k, v in asked.items() if k in known}  # timm's models take more
+        return mistakes + bind(function, mine, name, skip=1)[1]
     if ".py:" in name or name.endswith(".py"):
         return mistakes + _check_file(name, asked)
     if name not in MODELS:
-        return [*mistakes, f"'{name}' is unknown; {near(name, MODELS)} (or timm:NAME, or file.py:function)"]
+        return [*mistakes, f"'{name}' is unknown; {near(name, MODELS)} (or timm:NAME, hf:NAME, file.py:function)"]
     clean, wrong = bind(MODELS[name], _taken(MODELS[name], given) | asked, name)
     if isinstance(neuron := clean.get("neuron"), str):
         try:
@@ -129,9 +132,22 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+LIBRARIES: dict[str, tuple[Callable[..., nn.Module], str, str]] = {
+    "timm": (foreign.timm, "timm", "resnet18"),
+    "hf": (foreign.hf, "transformers", "google/vit-base-patch16-224"),
+}
+"""Prefix -> builder, package, an example."""
+
+
+def _library_of(name: str) -> str:
+    """'timm' for 'timm:resnet18'; '' for models that are not of a library."""
+    prefix, colon, _ = name.partition(":")
+    return prefix if colon and prefix in LIBRARIES else ""
+
+
 def _split(text: str) -> tuple[str, tuple, dict[str, Any]]:
     """Text -> what it names, positional and keyword settings."""
-    found = re.match(r"(.+?\.py(?::\w*)?|timm:[^(]*)(\(.*\))?$", text.strip(), re.DOTALL)
+    found = re.match(r"(.+?\.py(?::\w*)?|(?:timm|hf):[^(]*)(\(.*\))?$", text.strip(), re.DOTALL)
     if not found:
         return parse(text)
     name, rest = found.groups(default="")
@@ -192,4 +208,16 @@ def _imported(name: str) -> Callable[..., Any]:
         raise SpecError([f"'{path}.py' cannot be imported: {type(error).__name__}: {error}"]) from error
 
 
-__all__ = ["GIVEN", "MODELS", "Foreign", "build", "check", "measure_dims", "module", "parameters", "recompute", *MODELS]
+__all__ = [
+    "GIVEN",
+    "MODELS",
+    "Foreign",
+    "Spiking",
+    "build",
+    "check",
+    "measure_dims",
+    "module",
+    "parameters",
+    "recompute",
+    *MODELS,
+]

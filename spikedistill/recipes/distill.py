@@ -51,7 +51,7 @@ class Config(BaseModel):
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that decode images, where they do not fit in memory."""
     teacher: str | None = None
-    """A run folder, timm:NAME, a model of `spikedistill list models`, or file.py:function."""
+    """A run folder, timm:NAME, hf:NAME (Hugging Face), a model of `spikedistill list models`, or file.py:function."""
     student: str = "small"
     """A model of `spikedistill list models` with settings, "small(widths=(32, 64))", or file.py:function."""
     transform: list[str] = []
@@ -204,7 +204,7 @@ def needs_teacher(method: str) -> bool:
 def check_teacher(teacher: str | None, methods: Sequence[str]) -> list[str]:
     if teacher is None:
         needy = [m for m in methods if needs_teacher(m)]
-        return [f"{', '.join(needy)} needs one: a run folder, timm:NAME or file.py:function"] if needy else []
+        return [f"{', '.join(needy)} needs one: a run folder, timm:NAME, hf:NAME or file.py:function"] if needy else []
     if Path(teacher).exists() and ".py:" not in teacher:
         try:
             runs.about(teacher)
@@ -213,8 +213,8 @@ def check_teacher(teacher: str | None, methods: Sequence[str]) -> list[str]:
         return []
     wrong = models.check(teacher)
     if wrong and "is unknown" in wrong[0]:
-        return [f"'{teacher}' is no run folder and no model: give a run folder, timm:NAME or file.py:function"]
-    if not wrong and not teacher.startswith("timm:") and ".py:" not in teacher:
+        return [f"'{teacher}' is no run folder and no model: give a run folder, timm:NAME, hf:NAME or file.py:function"]
+    if not wrong and not teacher.startswith(("timm:", "hf:")) and ".py:" not in teacher:
         hint = "train it first with --method ce, and give its run folder"
         return [f"'{teacher}' is a model without weights: {hint}"]
     return wrong

@@ -74,7 +74,7 @@ class PlainNeuron(nn.Module):
 
     def __init__(self, neuron: Neuron):
         super().__init__()
-        self.decay, self.gain = (float(c) for c in neuron.coefficients())
+        self.decay, self.gain = (float(torch.as_tensor(c).detach()) for c in neuron.coefficients())
         self.v_th, self.v_reset, self.strict = neuron.v_th, neuron.v_reset, neuron.strict
 
     def forward(self, x: Tensor, steps: int | None = None) -> Tensor:
