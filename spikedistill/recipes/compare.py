@@ -15,8 +15,10 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -455,11 +457,18 @@ class Crew:
         self.c, self.locks = c, Path(c.out) / "locks"
         self.pool = ThreadPoolExecutor(max(1, c.jobs))
         self.children: set[subprocess.Popen] = set()
+        self.stopped = False
 
     def __enter__(self) -> "Crew":
+        self.before = None
+        if threading.current_thread() is threading.main_thread():  # so that `kill` ends the runs too
+            self.before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+        self.stopped = True
         for child in [*self.children]:
             child.terminate()
         self.pool.shutdown(wait=True, cancel_futures=True)
@@ -493,7 +502,7 @@ class Crew:
 
     def one(self, job: Job, must: bool = False) -> str | None:
         """Run one job; None where it is finished, else why it is not."""
-        while not job.finished:
+        while not job.finished and not self.stopped:
             with claim(self.locks / f"{job.folder.parent.name}-{job.name}") as lock:
                 if lock is not None:
                     return None if job.finished else self.start(job, lock)
