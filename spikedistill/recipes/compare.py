@@ -72,9 +72,9 @@ class Config(distill.Config):
     """Accept finished runs that another version of spikedistill or torch has made."""
     out: str = "runs/compare"
     """Folder of the comparison."""
-    seed: Literal[0] = Field(0, exclude=True)
-    overwrite: Literal[False] = Field(False, exclude=True)
-    test: Literal[True] = Field(True, exclude=True)
+    seed: Literal[0] = Field(0, exclude=True)  # pyrefly: ignore
+    overwrite: Literal[False] = Field(False, exclude=True)  # pyrefly: ignore
+    test: Literal[True] = Field(True, exclude=True)  # pyrefly: ignore
 
     @field_validator("method", mode="before")
     @classmethod
@@ -398,7 +398,7 @@ def run(c: Config) -> dict[str, Any]:
         "teacher": teacher_print(None if teacher and not teacher.finished else c.teacher),
     }
     tuned = {row.name: _tuned(c, row) for row in rows} if c.tune else {}
-    settled = [row.of(tuned[row.name]["set"]) if tuned.get(row.name) else row for row in rows]
+    settled = [row.of(found["set"]) if (found := tuned.get(row.name)) else row for row in rows]
     jobs = [job for row in settled for job in _jobs(c, row) if not c.tune or tuned[row.name]]
     mistakes = folder_mistakes(c, [*([teacher] if teacher else []), *jobs], origin)
     if mistakes:
@@ -542,7 +542,8 @@ class Board:
     """Progress over all runs: a bar on a terminal, else a line a run."""
 
     def __init__(self, jobs: Sequence[Job], enabled: bool):
-        self.jobs, self.enabled, self.bar = jobs, enabled and bool(jobs), None
+        self.jobs, self.enabled = jobs, enabled and bool(jobs)
+        self.bar: Any = None
         self.total = sum(job.settings["epochs"] for job in jobs)
         self.before, self.began, self.count = self.epochs(), time.perf_counter(), 0
 
