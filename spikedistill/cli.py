@@ -240,7 +240,7 @@ def start(recipe: str, tokens: Sequence[Any]) -> None:
     if mistakes:
         raise SpecError(mistakes)
     result = module.run(c)
-    if module is RECIPES["distill"]:
+    if recipe == "distill" and isinstance(result, dict):
         report(result)
 
 

@@ -15,8 +15,10 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -70,9 +72,9 @@ class Config(distill.Config):
     """Accept finished runs that another version of spikedistill or torch has made."""
     out: str = "runs/compare"
     """Folder of the comparison."""
-    seed: Literal[0] = Field(0, exclude=True)
-    overwrite: Literal[False] = Field(False, exclude=True)
-    test: Literal[True] = Field(True, exclude=True)
+    seed: Literal[0] = Field(0, exclude=True)  # pyrefly: ignore
+    overwrite: Literal[False] = Field(False, exclude=True)  # pyrefly: ignore
+    test: Literal[True] = Field(True, exclude=True)  # pyrefly: ignore
 
     @field_validator("method", mode="before")
     @classmethod
@@ -383,7 +385,7 @@ def run(c: Config) -> dict[str, Any]:
         "teacher": teacher_print(None if teacher and not teacher.finished else c.teacher),
     }
     tuned = {row.name: _tuned(c, row) for row in rows} if c.tune else {}
-    settled = [row.of(tuned[row.name]["set"]) if tuned.get(row.name) else row for row in rows]
+    settled = [row.of(found["set"]) if (found := tuned.get(row.name)) else row for row in rows]
     jobs = [job for row in settled for job in _jobs(c, row) if not c.tune or tuned[row.name]]
     mistakes = folder_mistakes(c, [*([teacher] if teacher else []), *jobs], origin)
     if mistakes:
@@ -442,11 +444,18 @@ class Crew:
         self.c, self.locks = c, Path(c.out) / "locks"
         self.pool = ThreadPoolExecutor(max(1, c.jobs))
         self.children: set[subprocess.Popen] = set()
+        self.stopped = False
 
     def __enter__(self) -> "Crew":
+        self.before = None
+        if threading.current_thread() is threading.main_thread():  # so that `kill` ends the runs too
+            self.before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+        self.stopped = True
         for child in [*self.children]:
             child.terminate()
         self.pool.shutdown(wait=True, cancel_futures=True)
@@ -480,7 +489,7 @@ class Crew:
 
     def one(self, job: Job, must: bool = False) -> str | None:
         """Run one job; None where it is finished, else why it is not."""
-        while not job.finished:
+        while not job.finished and not self.stopped:
             with claim(self.locks / f"{job.folder.parent.name}-{job.name}") as lock:
                 if lock is not None:
                     return None if job.finished else self.start(job, lock)
@@ -520,7 +529,8 @@ class Board:
     """Progress over all runs: a bar on a terminal, else a line a run."""
 
     def __init__(self, jobs: Sequence[Job], enabled: bool):
-        self.jobs, self.enabled, self.bar = jobs, enabled and bool(jobs), None
+        self.jobs, self.enabled = jobs, enabled and bool(jobs)
+        self.bar: Any = None
         self.total = sum(job.settings["epochs"] for job in jobs)
         self.before, self.began, self.count = self.epochs(), time.perf_counter(), 0
 

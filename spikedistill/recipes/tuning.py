@@ -58,7 +58,7 @@ def search(
     """
     if missing := need_optuna():
         raise SpecError(missing)
-    import optuna
+    import optuna  # pyrefly: ignore
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=4))

@@ -4,7 +4,8 @@ Those of a report return a matplotlib Figure; `inline` makes an SVG of one whose
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,25 @@ STYLE = {
 }  # fmt: skip
 
 
+def drawn(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that draws in the style of the reports."""
+
+    @wraps(function)
+    def styled(*args: Any, **how: Any) -> Any:
+        from matplotlib import rc_context
+
+        with rc_context(STYLE):
+            return function(*args, **how)
+
+    return styled
+
+
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **how: Any) -> tuple[Any, Any]:
     """A figure in inches and its axes, a list of rows of them."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots(rows, columns, squeeze=False, **how)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **how)
 
 
 def inline(figure: Any, name: str) -> str:
@@ -133,6 +145,7 @@ def whole_ticks(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
+@drawn
 def curves(history: Sequence[Mapping[str, float]], best: int) -> Any:
     """Loss and accuracy over the epochs; `best`, from 1, is the epoch that was kept."""
     figure, ((loss, right),) = canvas(7.6, 2.6, 1, 2)
@@ -151,6 +164,7 @@ def curves(history: Sequence[Mapping[str, float]], best: int) -> Any:
     return figure
 
 
+@drawn
 def steps(lines: Mapping[str, Sequence[float]], teacher: float | None = None) -> Any:
     """Accuracy (shares) of the mean output of the first t steps, a line for each name."""
     figure, ((axes,),) = canvas(4.4 if len(lines) == 1 else 6.2, 2.7)
@@ -170,6 +184,7 @@ def steps(lines: Mapping[str, Sequence[float]], teacher: float | None = None) ->
     return figure
 
 
+@drawn
 def rates(layers: Mapping[str, Mapping[str, Any]]) -> Any:
     """Mean firing rate of every layer, and how it is spread over the neurons."""
     import numpy as np
@@ -204,6 +219,7 @@ def rates(layers: Mapping[str, Mapping[str, Any]]) -> Any:
     return figure
 
 
+@drawn
 def raster(images: Any, spikes: Mapping[str, Any], labels: Sequence[str], most: int = 40) -> Any:
     """Spikes of a few samples. images: [B,C,H,W]; spikes: layer -> [T,B,...] in {0, 1}; at most `most` neurons a layer,
     evenly spaced.
@@ -242,6 +258,7 @@ def picture(axes: Any, image: Any, title: str) -> None:
     axes.axis("off")
 
 
+@drawn
 def confusion(matrix: Any, classes: Sequence[str]) -> Any:
     """matrix: [C,C] counts, a row for each true class. Drawn as shares of the row: right in blue, wrong in orange."""
     n = len(classes)
@@ -270,6 +287,7 @@ def confusion(matrix: Any, classes: Sequence[str]) -> Any:
     return figure
 
 
+@drawn
 def disagreements(samples: Sequence[Mapping[str, Any]]) -> Any:
     """Samples on which student and teacher differ: {"image", "label", "student": {class: p}, "teacher": {class: p}}."""
     columns = 3
@@ -298,6 +316,7 @@ def disagreements(samples: Sequence[Mapping[str, Any]]) -> Any:
     return figure
 
 
+@drawn
 def pareto(points: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str]], joined: bool = False) -> Any:
     """Accuracy against costs. points: {"name", "accuracy", "spread", key of each panel}; panels: (key, axis label).
 
@@ -323,12 +342,14 @@ def pareto(points: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str]
             panel.annotate(p["name"], (p[key], 100 * p["accuracy"]), (7, 5), textcoords="offset points", fontsize=8)
         panel.set_xlabel(label)
         panel.margins(x=0.22, y=0.18)
+        panel.locator_params(axis="x", nbins=4)
         if shown and max(p[key] for p in shown) > 30 * max(min(p[key] for p in shown), 1e-9):
             panel.set_xscale("log")
     axes[0].set_ylabel("test accuracy [%]")
     return figure
 
 
+@drawn
 def energies(rows: Sequence[Mapping[str, Any]]) -> Any:
     """The table of `energy.table`: arithmetic, and neurons and memory on top of it."""
     figure, ((axes,),) = canvas(7.6, 0.9 + 0.34 * len(rows))
@@ -353,6 +374,7 @@ def energies(rows: Sequence[Mapping[str, Any]]) -> Any:
     return figure
 
 
+@drawn
 def dots(rows: Sequence[Mapping[str, Any]]) -> Any:
     """A dot a seed and a bar at the mean of every method's accuracies."""
     figure, ((axes,),) = canvas(7.6, 0.8 + 0.38 * len(rows))
@@ -375,6 +397,7 @@ def dots(rows: Sequence[Mapping[str, Any]]) -> Any:
     return figure
 
 
+@drawn
 def differences(rows: Sequence[Mapping[str, Any]], baseline: str) -> Any:
     """Paired differences to the baseline with their intervals: a mark a seed."""
     shown = [row for row in rows if "difference" in row]
@@ -406,6 +429,7 @@ def differences(rows: Sequence[Mapping[str, Any]], baseline: str) -> Any:
     return figure
 
 
+@drawn
 def learning(lines: Mapping[str, Sequence[float]]) -> Any:
     """Mean validation accuracy (shares) of every method over the epochs."""
     figure, ((axes,),) = canvas(6.2, 2.8)
@@ -418,7 +442,7 @@ def learning(lines: Mapping[str, Sequence[float]]) -> Any:
             label=name,
             markersize=4,
         )
-    axes.set(xlabel="epoch", ylabel="validation accuracy, mean over seeds [%]")
+    axes.set(xlabel="epoch", ylabel="validation accuracy [%]")
     whole_ticks(axes.xaxis)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

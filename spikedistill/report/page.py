@@ -344,7 +344,7 @@ def of_compare(folder: Path) -> dict[str, Any]:
         }
         sections.append(Section("Accuracy at every time step", drawn))
     if lines := histories(folder, rows):
-        sections.append(Section("Training", {"learning": (figures.learning(lines), "")}))
+        sections.append(Section("Training", {"learning": (figures.learning(lines), "Mean over seeds.")}))
     if references := c.get("references"):
         caption = (
             f"The student as trained by {baseline}, the teacher, and the ANN of the student's shape, also quantised."

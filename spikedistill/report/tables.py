@@ -23,6 +23,7 @@ def show(table: Table) -> None:
     from rich.table import Table as Rich
 
     drawn = Rich(title=escape(table.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn.padding = (0, 0, 0, 1)
     for i, head in enumerate(table.heads):
         words = [word for text in (head, *(row[i] for row in table.rows)) for word in text.split()]
         longest = max(map(len, words), default=1)  # a word is never cut
