@@ -82,7 +82,7 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "command": sys.argv,
+        "command": [Path(sys.argv[0]).name.replace("cli.py", "spikedistill"), *sys.argv[1:]],
     }
     if torch.cuda.is_available():
         info["gpu"] = torch.cuda.get_device_name()

@@ -10,19 +10,12 @@ OUT/runs/ROW-SEED/                  run folders, with ROW-SEED.json, the setting
 OUT/teacher/, OUT/tune/             the teacher and the trials, where they are made here
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -36,6 +29,7 @@ from spikedistill import data as data_sets
 from spikedistill import models, runs
 from spikedistill.core.fit import Stage, fit
 from spikedistill.recipes import distill, tuning
+from spikedistill.recipes.crew import Crew, Job, claim
 from spikedistill.report import comparison, energy, tables
 from spikedistill.report.activity import activity
 from spikedistill.spec import SpecError, near, parse
@@ -119,26 +113,6 @@ class Row:
         own = {k: v for k, v in values.items() if not isinstance(v, dict)}
         inner = {name: given | values.get(name, {}) for name, given in self.chosen}
         return replace(self, own=self.own | own, settings=inner)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: a folder and the settings of `distill` that make it."""
-
-    name: str
-    folder: Path
-    settings: dict[str, Any]
-
-    @property
-    def finished(self) -> bool:
-        return (self.folder / "result.json").exists()
-
-    @property
-    def epochs_done(self) -> int:
-        try:
-            return len((self.folder / "metrics.jsonl").read_text().splitlines())
-        except OSError:
-            return 0
 
 
 # What is asked for, and what is wrong with it
@@ -415,163 +389,6 @@ def _jobs(c: Config, row: Row) -> list[Job]:
     out = Path(c.out) / "runs"
     names = [(f"{row.name}-{seed}", seed) for seed in c.seeds]
     return [Job(n, out / n, distill_config(c, row, seed, out / n).model_dump()) for n, seed in names]
-
-
-@contextmanager
-def claim(path: Path) -> Iterator[int | None]:
-    """A lock between processes and machines that share the folder: an open file, or None where another has it.
-
-    A process started with the file as one of its own holds the lock too, so that a run whose parent was killed is not
-    started a second time while it still goes on.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = True
-    except OSError:
-        held = False
-    try:
-        yield file if held else None
-    finally:
-        os.close(file)
-
-
-class Crew:
-    """Runs jobs, `c.jobs` side by side, and shows how far they are."""
-
-    def __init__(self, c: Config):
-        self.c, self.locks = c, Path(c.out) / "locks"
-        self.pool = ThreadPoolExecutor(max(1, c.jobs))
-        self.children: set[subprocess.Popen] = set()
-        self.stopped = False
-
-    def __enter__(self) -> "Crew":
-        self.before = None
-        if threading.current_thread() is threading.main_thread():  # so that `kill` ends the runs too
-            self.before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
-        self.stopped = True
-        for child in [*self.children]:
-            child.terminate()
-        self.pool.shutdown(wait=True, cancel_futures=True)
-
-    def map(self, work: Callable[[Row], dict[str, Any]], rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-        futures = {row.name: self.pool.submit(work, row) for row in rows}
-        return {name: future.result() for name, future in futures.items()}
-
-    def all(self, jobs: Sequence[Job], must: bool = False) -> list[tuple[str, str]]:
-        """Run those that are not finished. Returns (name, why) of those that failed; `must` raises for them instead,
-        and waits for what another process is working on, where otherwise it is left to it.
-        """
-        todo = [job for job in jobs if not job.finished]
-        if self.c.progress and len(todo) < len(jobs):
-            print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished already", file=sys.stderr)
-        futures: dict[Future, Job] = {self.pool.submit(self.one, job, must): job for job in todo}
-        failed = []
-        with Board(todo, self.c.progress) as board:
-            pending = set(futures)
-            while pending:
-                done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
-                board.update()
-                for future in done:
-                    why = future.result()
-                    board.finished(futures[future], why)
-                    if why and why != ELSEWHERE:
-                        failed.append((futures[future].name, why))
-        if must and failed:
-            raise SpecError([f"{name} failed: {why}" for name, why in failed])
-        return failed
-
-    def one(self, job: Job, must: bool = False) -> str | None:
-        """Run one job; None where it is finished, else why it is not."""
-        while not job.finished and not self.stopped:
-            with claim(self.locks / f"{job.folder.parent.name}-{job.name}") as lock:
-                if lock is not None:
-                    return None if job.finished else self.start(job, lock)
-            if not must:
-                return ELSEWHERE
-            time.sleep(2)
-        return None
-
-    def start(self, job: Job, lock: int) -> str | None:
-        job.folder.parent.mkdir(parents=True, exist_ok=True)
-        file = job.folder.parent / f"{job.name}.json"
-        runs.write_json(file, job.settings)
-        if not self.c.jobs:
-            try:
-                distill.run(distill.Config.model_validate(job.settings))
-            except (SpecError, RuntimeError) as error:
-                return str(error)
-            return None
-        threads = str(max(1, (os.cpu_count() or 1) // self.c.jobs))
-        command = [sys.executable, "-m", "spikedistill.cli", "distill", "--config", str(file)]
-        with (job.folder.parent / f"{job.name}.log").open("w") as log:
-            environment = {"OMP_NUM_THREADS": threads} | os.environ
-            child = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=(lock,), env=environment)
-            self.children.add(child)
-            code = child.wait()
-            self.children.discard(child)
-        if not code and job.finished:
-            return None
-        lines = Path(log.name).read_text().strip().splitlines()
-        return f"{lines[-1] if lines else f'it ended with code {code}'} (see '{log.name}')"
-
-
-ELSEWHERE = "another process is working on it"
-
-
-class Board:
-    """Progress over all runs: a bar on a terminal, else a line a run."""
-
-    def __init__(self, jobs: Sequence[Job], enabled: bool):
-        self.jobs, self.enabled = jobs, enabled and bool(jobs)
-        self.bar: Any = None
-        self.total = sum(job.settings["epochs"] for job in jobs)
-        self.before, self.began, self.count = self.epochs(), time.perf_counter(), 0
-
-    def epochs(self) -> int:
-        return sum(job.settings["epochs"] if job.finished else job.epochs_done for job in self.jobs)
-
-    def __enter__(self) -> "Board":
-        if self.enabled and sys.stderr.isatty():
-            from rich import progress
-            from rich.console import Console
-
-            columns = (
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(None),
-                progress.TextColumn("{task.fields[state]}"),
-            )
-            self.bar = progress.Progress(*columns, progress.TimeRemainingColumn(), console=Console(stderr=True))
-            self.task = self.bar.add_task("all runs", total=self.total, completed=self.before, state="")
-            self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar:
-            self.bar.stop()
-
-    def update(self) -> None:
-        if self.bar:
-            state = f"{self.count}/{len(self.jobs)} runs"
-            self.bar.update(self.task, completed=self.epochs(), state=state)
-
-    def finished(self, job: Job, why: str | None) -> None:
-        self.count += 1
-        if not self.enabled or self.bar:
-            return
-        done, spent = self.epochs() - self.before, time.perf_counter() - self.began
-        left = f"{spent / done * (self.total - self.before - done):.0f} s left" if done else ""
-        words = why
-        if why is None:
-            result = runs.read_json(job.folder / "result.json")
-            words = f"valid {result['valid']['accuracy']:.2%}  {result['train_seconds']:.0f} s"
-        print(f"[{self.count}/{len(self.jobs)}] {job.name}  {words}  {left}".rstrip(), file=sys.stderr, flush=True)
 
 
 # Tuning

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from spikedistill import runs
 from spikedistill.recipes import distill
 from spikedistill.report import figures, tables
+from spikedistill.report.paired import difference
 
 
 class Config(BaseModel):
@@ -77,6 +78,7 @@ def run(c: Config) -> list[dict[str, Any]]:
     rows += [row(TITLES[name], results[name]) for name in METHODS]
     floor, roof = rows[2]["accuracy"], rows[1]["accuracy"]
     for r in rows[2:]:
+        r["difference"] = vars(difference(r["accuracies"], rows[2]["accuracies"])) if r is not rows[2] else None
         r["gap_closed"] = (r["accuracy"] - floor) / (roof - floor) if roof - floor > SMALLEST_GAP else None
     seconds = sum(r["train_seconds"] for r in chain([teacher], *results.values()))
     title = f"{c.data}, T = {c.steps}, {c.epochs} epochs, {len(c.seeds)} seed" + "s" * (len(c.seeds) > 1)
@@ -122,22 +124,32 @@ def row(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _accuracy(r: dict[str, Any]) -> str:
-    return f"{r['accuracy']:.2%}" + (f" ± {100 * r['spread']:.2f}" if r["spread"] is not None else "")
+    return f"{100 * r['accuracy']:.2f}" + (f" ± {100 * r['spread']:.2f}" if r["spread"] is not None else "")
+
+
+def _difference(r: dict[str, Any]) -> str:
+    d = r.get("difference")
+    if d is None:
+        return ""
+    half = f" ± {100 * (d['high'] - d['mean']):.2f}" if d["high"] is not None else ""
+    return f"{100 * d['mean']:+.2f}{half}"
 
 
 LEGEND = """\
-test: accuracy, mean ± standard deviation over seeds. The twin is the student with ReLU for spikes.
+test %: accuracy, mean ± standard deviation over seeds. The twin is the student with ReLU for spikes.
+over ce: points, paired by seed, mean ± half the 95 % interval (t); a single seed has none and proves nothing.
 gap: share of the way from ce to the twin; none where they are less than half a point apart.
 rate: spikes per neuron and step. M adds, M mults: million operations an image. s: seconds of training."""
 
 COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("model", lambda r: r["name"]),
-    ("test", _accuracy),
+    ("test %", _accuracy),
+    ("over ce", _difference),
     ("gap", lambda r: f"{r['gap_closed']:.0%}" if r.get("gap_closed") is not None else ""),
     ("rate", lambda r: f"{r['rate']:.3f}" if r["rate"] is not None else ""),
     ("M adds", lambda r: f"{r['ac'] / 1e6:.2f}"),
     ("M mults", lambda r: f"{r['mac'] / 1e6:.2f}"),
-    ("params", lambda r: f"{r['parameters']:,}"),
+    ("params", lambda r: f"{r['parameters'] / 1e3:.0f} k"),
     ("s", lambda r: f"{r['seconds']:.0f}"),
 ]
 
