@@ -137,6 +137,12 @@ def test_the_event_pass_is_not_taught():
     torch.testing.assert_close(CKD(None)(shuffled), CKD(None)(step))
 
 
+def test_a_spiking_teacher_enters_as_its_time_mean():
+    z, t = rand(3, 5, 4), rand(2, 5, 4, seed=1)
+    step = Step({}, {"source": Output(z), "teacher": Output(t)}, 0.1)
+    torch.testing.assert_close(CKD(None, 1.5)(step), guidance_loss(z.mean(0)[None], (t[0] + t[1]) / 2, 1.5))
+
+
 def test_replaced_samples_keep_their_teacher_image_and_may_be_left_out():
     z, t, swapped = rand(3, 5, 4), rand(1, 5, 4, seed=2), torch.tensor([True, False, False, True, False])
     step = Step({"swapped": swapped}, {"source": Output(z), "teacher": Output(t)}, 0.1)
