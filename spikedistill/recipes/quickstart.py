@@ -124,14 +124,14 @@ def row(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _accuracy(r: dict[str, Any]) -> str:
-    return f"{100 * r['accuracy']:.2f}" + (f" ± {100 * r['spread']:.2f}" if r["spread"] is not None else "")
+    return f"{100 * r['accuracy']:.2f}" + (f"±{100 * r['spread']:.2f}" if r["spread"] is not None else "")
 
 
 def _difference(r: dict[str, Any]) -> str:
     d = r.get("difference")
     if d is None:
         return ""
-    half = f" ± {100 * (d['high'] - d['mean']):.2f}" if d["high"] is not None else ""
+    half = f"±{100 * (d['high'] - d['mean']):.2f}" if d["high"] is not None else ""
     return f"{100 * d['mean']:+.2f}{half}"
 
 
