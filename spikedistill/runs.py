@@ -162,6 +162,8 @@ def load(
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from spikedistill import models
+
     file, info = student_file(path), about(path)
     build = None if model is not None else _builder(file, info, trust_code)
     try:
@@ -169,8 +171,9 @@ def load(
     except (SafetensorError, OSError, ValueError) as error:
         raise SpecError([f"'{file}' is damaged: {error}"]) from None
     if build:
-        with torch.device("meta"):
-            _fits(file, build(), tensors)  # before any memory is taken
+        if info["spec"]["model"].split("(")[0].strip() in models.MODELS:  # code of others may not know this device
+            with torch.device("meta"):
+                _fits(file, build(), tensors)  # before any memory is taken
         model = build()
     assert model is not None
     _fits(file, model, tensors)
