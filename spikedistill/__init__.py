@@ -35,7 +35,20 @@ _HOME = {
     "merge": "core.plan",
     "rate": "core.output",
 }
-_MODULES = ("core", "data", "export", "functional", "inference", "methods", "models", "neurons", "objectives", "recipes", "report", "runs")
+_MODULES = (
+    "core",
+    "data",
+    "export",
+    "functional",
+    "inference",
+    "methods",
+    "models",
+    "neurons",
+    "objectives",
+    "recipes",
+    "report",
+    "runs",
+)
 
 __all__ = [*_HOME, *_MODULES]
 

@@ -123,7 +123,9 @@ def about(path: str | Path) -> dict[str, Any]:
         with path.open("rb") as file:
             start = file.read(2)
         if start in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-            raise SpecError([f"'{path}' is not a student file: it is a pickle, which can hold code and is never loaded"])
+            raise SpecError(
+                [f"'{path}' is not a student file: it is a pickle, which can hold code and is never loaded"]
+            )
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get("spikedistill")
         info = json.loads(text) if text else None
@@ -199,7 +201,9 @@ def _builder(file: Path, info: dict[str, Any], trust_code: bool) -> Callable[[],
         try:
             return models.build(text, **spec["settings"])
         except SpecError as error:
-            raise SpecError([f"'{file}' does not describe a model of this version: {m}" for m in error.mistakes]) from None
+            raise SpecError(
+                [f"'{file}' does not describe a model of this version: {m}" for m in error.mistakes]
+            ) from None
         except (TypeError, ValueError, KeyError, RuntimeError, AttributeError, OverflowError, MemoryError) as error:
             raise SpecError([f"'{file}' does not describe a model that can be built: {error}"]) from None
 

@@ -41,7 +41,10 @@ TOLERANCE = 1e-4  # of logits, relative to the largest
 DT = 1e-4
 T, B = 5, 7  # of the input that is traced: sizes that no layer has by chance in front
 LEADS = ((T, B), (1, B), (T * B,), (B,))
-AS_IT_IS = {"flatten", "unflatten", "view", "reshape", "unsqueeze", "squeeze", "expand", "contiguous", "clone", "_to_copy", "to", "detach", "detach_", "lift_fresh_copy", "_unsafe_view", "_assert_tensor_metadata"}  # fmt: skip
+AS_IT_IS = {
+    *("flatten", "unflatten", "view", "reshape", "unsqueeze", "squeeze", "expand", "contiguous", "clone", "to"),
+    *("_to_copy", "_unsafe_view", "detach", "detach_", "lift_fresh_copy", "_assert_tensor_metadata"),
+}
 
 Value = list[str]  # the nodes whose outputs add up to it
 

@@ -40,7 +40,7 @@ def write(student: nn.Module, x: Tensor, path: Path) -> None:
     program, layers = trace(student, x)
     graph = program.graph
     out = graph.output_node()
-    logits, *spikes = out.args[0]
+    spikes = out.args[0][1:]
     names = {layer: node.name for layer, node in zip(layers, spikes)}
     program = first_output_only(program)
     torch.export.save(program, path, extra_files={"layers.json": json.dumps(names)})

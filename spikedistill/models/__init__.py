@@ -56,7 +56,8 @@ GIVEN = ("classes", "channels", "steps", "mean", "std")
 def build(model: str | nn.Module, **given: Any) -> nn.Module:
     """A model from text; a module is returned as it is.
 
-    model: a name of MODELS with settings, 'sew_resnet18(width=32)'; 'timm:resnet18(pretrained=True)', 'hf:NAME' (Hugging Face); or
+    model: a name of MODELS with settings, 'sew_resnet18(width=32)'; 'timm:resnet18(pretrained=True)' or 'hf:NAME' of
+    Hugging Face; or
     'path/to/file.py:function', a function of yours that returns a module and is called with what it takes of `given`.
     given: settings where the text has none. Builders that do not take one of GIVEN do without it; models of timm take
     the classes and bring their own normalisation.
@@ -68,7 +69,7 @@ def build(model: str | nn.Module, **given: Any) -> nn.Module:
     if mistakes := check(model, **given):
         raise SpecError(mistakes)
     name, _, asked = _split(model)
-    if (library := _library_of(name)):
+    if library := _library_of(name):
         # the text keeps its settings, so that a mean in it is not taken for that of the data when it is built again
         given = {k: v for k, v in given.items() if k == "classes" or k not in GIVEN}
         function = LIBRARIES[library][0]

@@ -246,7 +246,9 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
     image = dict(classes=len(data.classes), channels=data.shape[0], mean=data.mean, std=data.std)
     student = models.build(student or c.student, steps=c.steps, **image)
     if teacher is None and c.teacher:
-        teacher = runs.load(c.teacher, trust_code=True) if Path(c.teacher).exists() else models.build(c.teacher, **image)
+        teacher = (
+            runs.load(c.teacher, trust_code=True) if Path(c.teacher).exists() else models.build(c.teacher, **image)
+        )
     probe = {k: v[:2] for k, v in next(iter(data.test)).items()}
     for name, model in (("student", student), ("teacher", teacher)):
         if model is not None:

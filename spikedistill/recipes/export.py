@@ -51,7 +51,7 @@ class Config(BaseModel):
     if_as_lif: bool = False
     """nir: write IF neurons as LIF without a leak, for programs that misread IF, such as snnTorch."""
     retrain_for: Literal["nir"] | None = None
-    """Fine-tune a copy with NIR's neurons (hard reset, fires above the threshold), taught by the student, and export it."""
+    """Fine-tune a copy with NIR's neurons (hard reset, fires above v_th), taught by the student, and export that."""
     epochs: Annotated[int, Field(ge=1)] = 3
     """Of the fine-tuning."""
     retrained: str | None = None
@@ -152,8 +152,9 @@ def suits_nir(c: Config, student: nn.Module, samples: Iterator[Batch]) -> str | 
     if not soft:
         return None
     share = changed(student, samples, v_reset=0.0, strict=True)
+    names = ", ".join(soft[:3]) + ", ..." * (len(soft) > 3)
     return (
-        f"run: {len(soft)} of its layers reset softly ({', '.join(soft[:3])}{', ...' if len(soft) > 3 else ''}) and NIR "
+        f"run: {len(soft)} of its layers reset softly ({names}) and NIR "
         f"knows hard reset only: {share:.2%} of the spikes would change. --retrain-for nir fine-tunes a copy that fits"
     )
 
@@ -176,7 +177,7 @@ def changed(student: nn.Module, samples: list[Batch], **how: Any) -> float:
 
 
 def retrain(c: Config, student: nn.Module) -> nn.Module:
-    """A copy with NIR's neurons, distilled for a few epochs from the student itself, kept in a run folder of its own."""
+    """A copy with NIR's neurons, distilled for a few epochs from the student, kept in a run folder of its own."""
     settings, spec = settings_of(c), runs.about(c.run).get("spec")
     if not spec or not isinstance(spec["settings"].get("neuron"), str):
         raise SpecError(["retrain_for: the student was built by code of yours; build it with hard reset and train it"])
@@ -186,7 +187,19 @@ def retrain(c: Config, student: nn.Module) -> nn.Module:
     copy.load_state_dict(student.state_dict())
     folder = Path(c.run) if Path(c.run).is_dir() else Path(c.run).parent
     out = c.retrained or str(folder.with_name(folder.resolve().name + f"-{c.retrain_for}"))
-    keep = ("data", "root", "size", "valid", "batch", "augment", "optimizer", "weight_decay", "seed", "precision", "steps")
+    keep = (
+        "data",
+        "root",
+        "size",
+        "valid",
+        "batch",
+        "augment",
+        "optimizer",
+        "weight_decay",
+        "seed",
+        "precision",
+        "steps",
+    )
     how = {k: settings[k] for k in keep if settings.get(k) is not None}
     how |= {"data": c.data or how.get("data"), "root": c.root or how.get("root")}
     how["lr"] = settings.get("lr", 0.01) / 5  # it starts trained

@@ -108,7 +108,9 @@ def run(c: Config) -> dict[str, Any]:
     if c.files:
         for a in answers:
             print(f"{a['sample']}: {a['label']}  {a['confidence']:.1%}  after {a['steps']} steps")
-    print(f"{summary['samples']:,} samples in {seconds:.1f} s, {summary['mean_steps']:.2f} time steps on average", end="")
+    print(
+        f"{summary['samples']:,} samples in {seconds:.1f} s, {summary['mean_steps']:.2f} time steps on average", end=""
+    )
     print(f", accuracy {summary['accuracy']:.2%}" if "accuracy" in summary else "")
     if out:
         write(out, answers, summary)
@@ -142,4 +144,3 @@ def write(out: Path, answers: list[dict[str, Any]], summary: dict[str, Any]) -> 
         table = csv.DictWriter(file, [*answers[0]])
         table.writeheader()
         table.writerows(answers)
-

@@ -264,7 +264,9 @@ def test_a_network_of_single_steps_is_reset_run_and_tapped():
     assert taps["taps.block.lif"].shape == (3, 2, 4, 6, 6) and torch.equal(taps["taps.head"], a)
     taps["taps.head"].sum().backward()
     assert net.block["conv"].weight.grad is None and net.head.weight.grad is not None  # Leaky here has no surrogate
-    assert not student.state_dict().keys() - {f"net.{k}" for k in net.state_dict()} - {"normalize.mean", "normalize.std"}
+    assert (
+        not student.state_dict().keys() - {f"net.{k}" for k in net.state_dict()} - {"normalize.mean", "normalize.std"}
+    )
 
 
 def test_a_network_of_sequences_is_reset_and_frames_pass_as_they_are():

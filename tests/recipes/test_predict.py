@@ -96,7 +96,9 @@ def test_mistakes_are_all_said_at_once(student, tmp_path, capsys):
     assert "are not those of the student" in mistakes_of(capsys, "predict", str(run), "--data", "fashion-mini")
     assert "it does not exist" in mistakes_of(capsys, "predict", str(tmp_path / "gone"))
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    assert "cannot be read as an image" in mistakes_of(capsys, "predict", str(run), "--files", str(tmp_path / "bad.png"))
+    assert "cannot be read as an image" in mistakes_of(
+        capsys, "predict", str(run), "--files", str(tmp_path / "bad.png")
+    )
 
 
 def ok(*words):
