@@ -103,7 +103,7 @@ class _Writer:
         held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         state = {**self.program.state_dict, **self.program.constants}
         constants = signature.inputs_to_lifted_tensor_constants
-        out = None
+        out: Any = None
         for n in self.program.graph.nodes:
             if n.op == "placeholder":
                 if n.name in held:
@@ -164,7 +164,7 @@ class _Writer:
             else:
                 self.edges.append((source, target))
 
-    def visit(self, n: torch.fx.Node) -> None:
+    def visit(self, n: Any) -> None:
         name = self.operation(n)
         handler = getattr(self, f"do_{name}", None)
         inputs = [a for a in n.args if isinstance(a, torch.fx.Node)]
@@ -178,7 +178,7 @@ class _Writer:
             why = "there is no such node; spikes can be convolved, pooled, flattened, added and fired"
             self.values[n.name] = self.refuse(n, why)
 
-    def constant(self, n: torch.fx.Node) -> None:
+    def constant(self, n: Any) -> None:
         """Something computed from weights alone."""
         args = [self.tensors[a.name] if isinstance(a, torch.fx.Node) else a for a in n.args]
         self.tensors[n.name] = n.target(*args, **n.kwargs)
@@ -199,10 +199,10 @@ class _Writer:
     def do_conv2d(self, n, x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1) -> Value:
         w, b = self.tensor(weight), self.tensor(bias)
         assert w is not None
-        shape = tuple(self.shape(x)[1:])
+        shape: Any = tuple(self.shape(x)[1:])
         if isinstance(padding, str):
             return self.refuse(n, f"padding '{padding}'")
-        where = [tuple(int(v) for v in (p if len(p) == 2 else p * 2)) for p in (stride, padding, dilation)]
+        where: Any = [tuple(int(v) for v in (p if len(p) == 2 else p * 2)) for p in (stride, padding, dilation)]
         node = nir.Conv2d(shape, w.numpy(), *where, groups, (torch.zeros(len(w)) if b is None else b).numpy())
         node.input_type = {"input": np.array(self.shape(x))}  # nir takes it from the weights, wrong for groups
         return self.add(self.where(n), node, self.values[x.name])
@@ -232,7 +232,7 @@ class _Writer:
         if not strict:  # h >= v_th is h > the float below it
             threshold = np.nextafter(threshold, np.float32(-np.inf))
 
-        def full(value: float) -> np.ndarray:
+        def full(value: Any) -> np.ndarray:
             return np.full(shape, value, np.float32)
 
         reset = full(v_reset)
@@ -331,8 +331,8 @@ class _Writer:
         c = c.flatten().expand(shape[0])
         bias = function(torch.zeros(shape[0]).double(), c)
         scale = function(torch.ones(shape[0]).double(), c) - bias
-        weight = torch.diag(scale).float()[:, :, None, None].numpy()
-        node = nir.Conv2d(shape[1:], weight, (1, 1), (0, 0), (1, 1), 1, bias.float().numpy())
+        weight, space = torch.diag(scale).float()[:, :, None, None].numpy(), (shape[1], shape[2])
+        node = nir.Conv2d(space, weight, (1, 1), (0, 0), (1, 1), 1, bias.float().numpy())
         return self.add(self.where(n) or self.operation(n), node, self.values[a.name])
 
 
@@ -394,7 +394,8 @@ class Executor:
         return Trace(torch.stack(logits), {name: torch.stack(s) for name, s in spikes.items()})
 
     def step(self, name: str, x: Tensor, voltages: dict[str, Tensor]) -> Tensor:
-        node, w = self.nodes[name], self.weights[name]
+        node: Any = self.nodes[name]
+        w = self.weights[name]
         if isinstance(node, nir.Input | nir.Output):
             return x
         if isinstance(node, nir.Conv2d):
@@ -405,7 +406,8 @@ class Executor:
         if isinstance(node, nir.Linear):
             return F.linear(x, w["weight"])
         if isinstance(node, nir.AvgPool2d):
-            return F.avg_pool2d(x, *(pair([*v]) for v in (node.kernel_size, node.stride, node.padding)))
+            kernel, stride, padding = (pair([*v]) for v in (node.kernel_size, node.stride, node.padding))
+            return F.avg_pool2d(x, kernel, stride, padding)
         if isinstance(node, nir.Flatten):
             start, end = (int(d) + 1 if d >= 0 else int(d) for d in (node.start_dim, node.end_dim))  # after the batch
             return x.flatten(start, end)
@@ -436,7 +438,7 @@ def readers(path: Path, steps: int | None = None) -> dict[str, Callable[[Tensor]
         with torch.no_grad():
             return own.run(over_steps(x, steps))
 
-    found = {f"nir {nir.version}, own reader": read}
+    found: dict[str, Callable[[Tensor], Trace]] = {f"nir {nir.version}, own reader": read}
     if not snntorch_cannot(graph, dt):
         found[f"snnTorch {import_module('snntorch').__version__}"] = snntorch(path, steps)
     return found
@@ -455,7 +457,7 @@ def snntorch_cannot(graph: nir.NIRGraph, dt: float = DT) -> str | None:
         return "it reads IF as leaky, with a soft reset; --if-as-lif writes them so that it does not"
     if dt != DT:
         return f"it steps by {DT:g} s, the file by {dt:g} s"
-    if any(isinstance(n, nir.LIF) and (n.v_leak.any() or n.v_reset.any()) for n in graph.nodes.values()):
+    if any(isinstance(n, nir.LIF) and (n.v_leak.any() or np.any(n.v_reset)) for n in graph.nodes.values()):
         return "it knows no other potential to leak and reset to than 0"
     if any(isinstance(n, nir.Conv2d) and int(n.groups) > 1 for n in graph.nodes.values()):
         return "it reads a grouped convolution's channels from its weights, which fails"
