@@ -203,7 +203,8 @@ class _Writer:
         if isinstance(padding, str):
             return self.refuse(n, f"padding '{padding}'")
         where: Any = [tuple(int(v) for v in (p if len(p) == 2 else p * 2)) for p in (stride, padding, dilation)]
-        node = nir.Conv2d(shape, w.numpy(), *where, groups, (torch.zeros(len(w)) if b is None else b).numpy())
+        b = torch.zeros(len(w)) if b is None else b
+        node = nir.Conv2d(shape, w.numpy(), where[0], where[1], where[2], groups, b.numpy())
         node.input_type = {"input": np.array(self.shape(x))}  # nir takes it from the weights, wrong for groups
         return self.add(self.where(n), node, self.values[x.name])
 
@@ -394,19 +395,19 @@ class Executor:
         return Trace(torch.stack(logits), {name: torch.stack(s) for name, s in spikes.items()})
 
     def step(self, name: str, x: Tensor, voltages: dict[str, Tensor]) -> Tensor:
-        node: Any = self.nodes[name]
-        w = self.weights[name]
+        node, w = self.nodes[name], self.weights[name]
+        how: Any = node  # its fields are numbers, pairs or arrays
         if isinstance(node, nir.Input | nir.Output):
             return x
         if isinstance(node, nir.Conv2d):
-            how = (pair([*node.stride]), pair([*node.padding]), pair([*node.dilation]), int(node.groups))
-            return F.conv2d(x, w["weight"], w["bias"], *how)
+            stride, padding, dilation = (pair([*v]) for v in (how.stride, how.padding, how.dilation))
+            return F.conv2d(x, w["weight"], w["bias"], stride, padding, dilation, int(how.groups))
         if isinstance(node, nir.Affine):
             return F.linear(x, w["weight"], w["bias"])
         if isinstance(node, nir.Linear):
             return F.linear(x, w["weight"])
         if isinstance(node, nir.AvgPool2d):
-            kernel, stride, padding = (pair([*v]) for v in (node.kernel_size, node.stride, node.padding))
+            kernel, stride, padding = (pair([*v]) for v in (how.kernel_size, how.stride, how.padding))
             return F.avg_pool2d(x, kernel, stride, padding)
         if isinstance(node, nir.Flatten):
             start, end = (int(d) + 1 if d >= 0 else int(d) for d in (node.start_dim, node.end_dim))  # after the batch

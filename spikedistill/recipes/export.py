@@ -81,9 +81,9 @@ def run(c: Config) -> dict[str, str]:
         raise SpecError(mistakes)
     test = data_of(c).test
     if c.steps:
-        student.steps = c.steps
+        setattr(student, "steps", c.steps)  # noqa: B010, nn.Module does not declare it
     if c.to == "nir":
-        soft = suits_nir(c, student, batches(test, c.samples))
+        soft = suits_nir(student, batches(test, c.samples))
         if c.retrain_for:
             student = retrain(c, student)
         elif soft:
@@ -139,12 +139,12 @@ def batches(split: Any, samples: int, size: int = 50) -> Iterator[Batch]:
             return
 
 
-def suits_nir(c: Config, student: nn.Module, samples: Iterator[Batch]) -> str | None:
+def suits_nir(student: nn.Module, test: Iterator[Batch]) -> str | None:
     """Say what NIR's meaning of a neuron would change; a sentence where the student cannot be written for it."""
     from spikedistill.export.to_nir import touching, unfit
 
     soft, touch = unfit(student), touching(student)
-    samples = [*samples] if soft or touch else []
+    samples = [*test] if soft or touch else []
     if touch and not soft:
         share = changed(student, samples, strict=True)
         print(f"The student fires at the threshold, NIR above it: that alone would change {share:.3%} of its spikes.")
