@@ -211,12 +211,12 @@ def on_run(recipe: str, run: str, tokens: Sequence[str]) -> None:
     if run in ("", "--help", "-h"):
         print(f"usage: spikedistill {recipe} RUN [--FLAG VALUE ...]\n")
         return start(recipe, ["--help"])
-    tokens = [*tokens]
-    if "--files" in tokens:  # takes as many as follow
-        first = tokens.index("--files") + 1
-        last = next((i for i in range(first, len(tokens)) if _is_flag(tokens[i])), len(tokens))
-        tokens[first - 1 : last] = [] if first == last else ["--files", tokens[first:last]]
-    start(recipe, [run, *tokens] if run.startswith("-") else ["--run", run, *tokens])
+    words: list[Any] = [*tokens]
+    if "--files" in words:  # takes as many as follow
+        first = words.index("--files") + 1
+        last = next((i for i in range(first, len(words)) if _is_flag(words[i])), len(words))
+        words[first - 1 : last] = [] if first == last else ["--files", words[first:last]]
+    start(recipe, [run, *words] if run.startswith("-") else ["--run", run, *words])
 
 
 def start(recipe: str, tokens: Sequence[Any]) -> None:

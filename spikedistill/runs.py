@@ -195,16 +195,20 @@ def load(
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from spikedistill import models
+
     file, info = student_file(path), about(path)
     build = None if model is not None else _builder(file, info, trust_code)
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise SpecError([f"'{file}' is damaged: {error}"]) from None
-    if build and not info["spec"].get("transforms"):  # rewrites look at values
-        with torch.device("meta"):
-            _fits(file, build(), tensors)  # before any memory is taken
-    model = build() if build else model
+    if build:
+        ours = info["spec"]["model"].split("(")[0].strip() in models.MODELS
+        if ours and not info["spec"].get("transforms"):  # code of others and rewrites may not know this device
+            with torch.device("meta"):
+                _fits(file, build(), tensors)  # before any memory is taken
+        model = build()
     assert model is not None
     _fits(file, model, tensors)
     model.load_state_dict(tensors)

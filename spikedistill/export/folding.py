@@ -6,6 +6,7 @@ Equal to the student up to rounding: a membrane potential within rounding of the
 """
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ def fold(model: nn.Module, x: Tensor) -> nn.Module:
     return copy
 
 
-def absorb(synapse: nn.Module, norm: nn.Module) -> None:
+def absorb(synapse: Any, norm: Any) -> None:
     """Put a norm's affine map into the weights before it, computed in float64."""
     weight, dtype = synapse.weight.double(), synapse.weight.dtype
     scale = (norm.running_var.double() + norm.eps).rsqrt()

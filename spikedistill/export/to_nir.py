@@ -41,7 +41,10 @@ TOLERANCE = 1e-4  # of logits, relative to the largest
 DT = 1e-4
 T, B = 5, 7  # of the input that is traced: sizes that no layer has by chance in front
 LEADS = ((T, B), (1, B), (T * B,), (B,))
-AS_IT_IS = {"flatten", "unflatten", "view", "reshape", "unsqueeze", "squeeze", "expand", "contiguous", "clone", "_to_copy", "to", "detach", "detach_", "lift_fresh_copy", "_unsafe_view", "_assert_tensor_metadata"}  # fmt: skip
+AS_IT_IS = {
+    *("flatten", "unflatten", "view", "reshape", "unsqueeze", "squeeze", "expand", "contiguous", "clone", "to"),
+    *("_to_copy", "_unsafe_view", "detach", "detach_", "lift_fresh_copy", "_assert_tensor_metadata"),
+}
 
 Value = list[str]  # the nodes whose outputs add up to it
 
@@ -100,7 +103,7 @@ class _Writer:
         held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         state = {**self.program.state_dict, **self.program.constants}
         constants = signature.inputs_to_lifted_tensor_constants
-        out = None
+        out: Any = None
         for n in self.program.graph.nodes:
             if n.op == "placeholder":
                 if n.name in held:
@@ -161,7 +164,7 @@ class _Writer:
             else:
                 self.edges.append((source, target))
 
-    def visit(self, n: torch.fx.Node) -> None:
+    def visit(self, n: Any) -> None:
         name = self.operation(n)
         handler = getattr(self, f"do_{name}", None)
         inputs = [a for a in n.args if isinstance(a, torch.fx.Node)]
@@ -175,7 +178,7 @@ class _Writer:
             why = "there is no such node; spikes can be convolved, pooled, flattened, added and fired"
             self.values[n.name] = self.refuse(n, why)
 
-    def constant(self, n: torch.fx.Node) -> None:
+    def constant(self, n: Any) -> None:
         """Something computed from weights alone."""
         args = [self.tensors[a.name] if isinstance(a, torch.fx.Node) else a for a in n.args]
         self.tensors[n.name] = n.target(*args, **n.kwargs)
@@ -196,11 +199,12 @@ class _Writer:
     def do_conv2d(self, n, x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1) -> Value:
         w, b = self.tensor(weight), self.tensor(bias)
         assert w is not None
-        shape = tuple(self.shape(x)[1:])
+        shape: Any = tuple(self.shape(x)[1:])
         if isinstance(padding, str):
             return self.refuse(n, f"padding '{padding}'")
-        where = [tuple(int(v) for v in (p if len(p) == 2 else p * 2)) for p in (stride, padding, dilation)]
-        node = nir.Conv2d(shape, w.numpy(), *where, groups, (torch.zeros(len(w)) if b is None else b).numpy())
+        where: Any = [tuple(int(v) for v in (p if len(p) == 2 else p * 2)) for p in (stride, padding, dilation)]
+        b = torch.zeros(len(w)) if b is None else b
+        node = nir.Conv2d(shape, w.numpy(), where[0], where[1], where[2], groups, b.numpy())
         node.input_type = {"input": np.array(self.shape(x))}  # nir takes it from the weights, wrong for groups
         return self.add(self.where(n), node, self.values[x.name])
 
@@ -229,7 +233,7 @@ class _Writer:
         if not strict:  # h >= v_th is h > the float below it
             threshold = np.nextafter(threshold, np.float32(-np.inf))
 
-        def full(value: float) -> np.ndarray:
+        def full(value: Any) -> np.ndarray:
             return np.full(shape, value, np.float32)
 
         reset = full(v_reset)
@@ -328,8 +332,8 @@ class _Writer:
         c = c.flatten().expand(shape[0])
         bias = function(torch.zeros(shape[0]).double(), c)
         scale = function(torch.ones(shape[0]).double(), c) - bias
-        weight = torch.diag(scale).float()[:, :, None, None].numpy()
-        node = nir.Conv2d(shape[1:], weight, (1, 1), (0, 0), (1, 1), 1, bias.float().numpy())
+        weight, space = torch.diag(scale).float()[:, :, None, None].numpy(), (shape[1], shape[2])
+        node = nir.Conv2d(space, weight, (1, 1), (0, 0), (1, 1), 1, bias.float().numpy())
         return self.add(self.where(n) or self.operation(n), node, self.values[a.name])
 
 
@@ -392,17 +396,19 @@ class Executor:
 
     def step(self, name: str, x: Tensor, voltages: dict[str, Tensor]) -> Tensor:
         node, w = self.nodes[name], self.weights[name]
+        how: Any = node  # its fields are numbers, pairs or arrays
         if isinstance(node, nir.Input | nir.Output):
             return x
         if isinstance(node, nir.Conv2d):
-            how = (pair([*node.stride]), pair([*node.padding]), pair([*node.dilation]), int(node.groups))
-            return F.conv2d(x, w["weight"], w["bias"], *how)
+            stride, padding, dilation = (pair([*v]) for v in (how.stride, how.padding, how.dilation))
+            return F.conv2d(x, w["weight"], w["bias"], stride, padding, dilation, int(how.groups))
         if isinstance(node, nir.Affine):
             return F.linear(x, w["weight"], w["bias"])
         if isinstance(node, nir.Linear):
             return F.linear(x, w["weight"])
         if isinstance(node, nir.AvgPool2d):
-            return F.avg_pool2d(x, *(pair([*v]) for v in (node.kernel_size, node.stride, node.padding)))
+            kernel, stride, padding = (pair([*v]) for v in (how.kernel_size, how.stride, how.padding))
+            return F.avg_pool2d(x, kernel, stride, padding)
         if isinstance(node, nir.Flatten):
             start, end = (int(d) + 1 if d >= 0 else int(d) for d in (node.start_dim, node.end_dim))  # after the batch
             return x.flatten(start, end)
@@ -433,7 +439,7 @@ def readers(path: Path, steps: int | None = None) -> dict[str, Callable[[Tensor]
         with torch.no_grad():
             return own.run(over_steps(x, steps))
 
-    found = {f"nir {nir.version}, own reader": read}
+    found: dict[str, Callable[[Tensor], Trace]] = {f"nir {nir.version}, own reader": read}
     if not snntorch_cannot(graph, dt):
         found[f"snnTorch {import_module('snntorch').__version__}"] = snntorch(path, steps)
     return found
@@ -452,7 +458,7 @@ def snntorch_cannot(graph: nir.NIRGraph, dt: float = DT) -> str | None:
         return "it reads IF as leaky, with a soft reset; --if-as-lif writes them so that it does not"
     if dt != DT:
         return f"it steps by {DT:g} s, the file by {dt:g} s"
-    if any(isinstance(n, nir.LIF) and (n.v_leak.any() or n.v_reset.any()) for n in graph.nodes.values()):
+    if any(isinstance(n, nir.LIF) and (n.v_leak.any() or np.any(n.v_reset)) for n in graph.nodes.values()):
         return "it knows no other potential to leak and reset to than 0"
     if any(isinstance(n, nir.Conv2d) and int(n.groups) > 1 for n in graph.nodes.values()):
         return "it reads a grouped convolution's channels from its weights, which fails"

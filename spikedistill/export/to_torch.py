@@ -8,6 +8,7 @@ The batch is free; T is fixed. The file names its neuron layers, so that the che
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,16 +40,16 @@ def write(student: nn.Module, x: Tensor, path: Path) -> None:
     """x: an input such as the program will get, [B, C, H, W] or [T, B, C, H, W]."""
     program, layers = trace(student, x)
     graph = program.graph
-    out = graph.output_node()
-    logits, *spikes = out.args[0]
+    out: Any = graph.output_node()
+    spikes = out.args[0][1:]
     names = {layer: node.name for layer, node in zip(layers, spikes)}
     program = first_output_only(program)
     torch.export.save(program, path, extra_files={"layers.json": json.dumps(names)})
 
 
-def first_output_only(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+def first_output_only(program: Any) -> torch.export.ExportedProgram:
     """The same program without its further outputs."""
-    out = program.graph.output_node()
+    out: Any = program.graph.output_node()
     out.args = ((out.args[0][0],),)
     program.graph_signature.output_specs = program.graph_signature.output_specs[:1]
     spec = torch.utils._pytree.tree_structure((0,))

@@ -1,8 +1,8 @@
 """Does what was written compute what the student computes? Every spike and logit, on real samples.
 
 Two programs round differently, so a potential that lies on the threshold to within rounding may fire in one and not in
-the other, and everything after it in that sample may follow. That is told apart from a fault by where it begins: in each
-sample, the first layer and time step at which spikes differ. There the student's potential must be within NEAR of
+the other, and everything after it in that sample may follow. That is told apart from a fault by where it begins: in
+each sample, the first layer and time step at which spikes differ. There the student's potential must be within NEAR of
 the threshold; otherwise the file computes something else, and the layer and step are named.
 """
 
@@ -148,7 +148,7 @@ def compare(
         return f"logits are {list(got.logits.shape)}, the student's {list(want.logits.shape)}"
     if lacking := [name for name in want.spikes if name not in got.spikes]:
         return f"layer {lacking[0]} is not in the file"
-    steps, batch = want.logits.shape[:2]
+    batch = want.logits.shape[1]
     open_ = torch.ones(batch, dtype=torch.bool)  # samples in which nothing has differed so far
     fault = None
     for name, spikes in want.spikes.items():
@@ -173,8 +173,8 @@ def compare(
                 t = int(wrong.any(1).int().argmax())
                 i = int(worst[t].argmax())
                 fault = (
-                    f"it begins in layer {name} at time step {t + 1}: sample {found.samples + i} has other spikes where "
-                    f"the potential is {worst[t, i]:.3g} away from the threshold"
+                    f"it begins in layer {name} at time step {t + 1}: sample {found.samples + i} has other spikes "
+                    f"where the potential is {worst[t, i]:.3g} away from the threshold"
                 )
         open_ &= ~hit.any(0)
     found.exact += int(open_.sum())

@@ -57,7 +57,8 @@ GIVEN = ("classes", "channels", "steps", "mean", "std")
 def build(model: str | nn.Module, **given: Any) -> nn.Module:
     """A model from text; a module is returned as it is.
 
-    model: a name of MODELS with settings, 'sew_resnet18(width=32)'; 'timm:resnet18(pretrained=True)', 'hf:NAME' (Hugging Face); or
+    model: a name of MODELS with settings, 'sew_resnet18(width=32)'; 'timm:resnet18(pretrained=True)' or 'hf:NAME' of
+    Hugging Face; or
     'path/to/file.py:function', a function of yours that returns a module and is called with what it takes of `given`.
     given: settings where the text has none. Builders that do not take one of GIVEN do without it; models of timm take
     the classes and bring their own normalisation.

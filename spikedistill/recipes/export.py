@@ -51,7 +51,7 @@ class Config(BaseModel):
     if_as_lif: bool = False
     """nir: write IF neurons as LIF without a leak, for programs that misread IF, such as snnTorch."""
     retrain_for: Literal["nir"] | None = None
-    """Fine-tune a copy with NIR's neurons (hard reset, fires above the threshold), taught by the student, and export it."""
+    """Fine-tune a copy with NIR's neurons (hard reset, fires above v_th), taught by the student, and export that."""
     epochs: Annotated[int, Field(ge=1)] = 3
     """Of the fine-tuning."""
     retrained: str | None = None
@@ -81,9 +81,9 @@ def run(c: Config) -> dict[str, str]:
         raise SpecError(mistakes)
     test = data_of(c).test
     if c.steps:
-        student.steps = c.steps
+        setattr(student, "steps", c.steps)  # noqa: B010, nn.Module does not declare it
     if c.to == "nir":
-        soft = suits_nir(c, student, batches(test, c.samples))
+        soft = suits_nir(student, batches(test, c.samples))
         if c.retrain_for:
             student = retrain(c, student)
         elif soft:
@@ -139,12 +139,12 @@ def batches(split: Any, samples: int, size: int = 50) -> Iterator[Batch]:
             return
 
 
-def suits_nir(c: Config, student: nn.Module, samples: Iterator[Batch]) -> str | None:
+def suits_nir(student: nn.Module, test: Iterator[Batch]) -> str | None:
     """Say what NIR's meaning of a neuron would change; a sentence where the student cannot be written for it."""
     from spikedistill.export.to_nir import touching, unfit
 
     soft, touch = unfit(student), touching(student)
-    samples = [*samples] if soft or touch else []
+    samples = [*test] if soft or touch else []
     if touch and not soft:
         share = changed(student, samples, strict=True)
         print(f"The student fires at the threshold, NIR above it: that alone would change {share:.3%} of its spikes.")
@@ -152,8 +152,9 @@ def suits_nir(c: Config, student: nn.Module, samples: Iterator[Batch]) -> str | 
     if not soft:
         return None
     share = changed(student, samples, v_reset=0.0, strict=True)
+    names = ", ".join(soft[:3]) + ", ..." * (len(soft) > 3)
     return (
-        f"run: {len(soft)} of its layers reset softly ({', '.join(soft[:3])}{', ...' if len(soft) > 3 else ''}) and NIR "
+        f"run: {len(soft)} of its layers reset softly ({names}) and NIR "
         f"knows hard reset only: {share:.2%} of the spikes would change. --retrain-for nir fine-tunes a copy that fits"
     )
 
@@ -176,7 +177,7 @@ def changed(student: nn.Module, samples: list[Batch], **how: Any) -> float:
 
 
 def retrain(c: Config, student: nn.Module) -> nn.Module:
-    """A copy with NIR's neurons, distilled for a few epochs from the student itself, kept in a run folder of its own."""
+    """A copy with NIR's neurons, distilled for a few epochs from the student, kept in a run folder of its own."""
     settings, spec = settings_of(c), runs.about(c.run).get("spec")
     if not spec or not isinstance(spec["settings"].get("neuron"), str):
         raise SpecError(["retrain_for: the student was built by code of yours; build it with hard reset and train it"])

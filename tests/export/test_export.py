@@ -56,7 +56,9 @@ def checked(model, readers, batches=None):
         assert found.fault is None, "\n".join(found.lines())
         assert found.samples == found.exact == 8 and found.before == found.after and found.logits < 1e-5
         fired = sum(layer.spikes > 0 for layer in found.layers.values())
-        assert fired >= len(found.layers) - 2 and all(layer.agreement == 1 for layer in found.layers.values()), found.lines()
+        assert fired >= len(found.layers) - 2 and all(layer.agreement == 1 for layer in found.layers.values()), (
+            found.lines()
+        )
         yield reader, found
 
 
@@ -95,7 +97,9 @@ def test_a_norm_is_folded_only_where_nothing_else_sees_it():
     torch.testing.assert_close(made(x), model(x))
 
 
-@pytest.mark.parametrize("neuron", [LIF(tau=3.0), LIF(v_reset=0.3, strict=True, decay_input=False), IF(v_reset=None), PLIF(4.0, v_th=0.7)])
+@pytest.mark.parametrize(
+    "neuron", [LIF(tau=3.0), LIF(v_reset=0.3, strict=True, decay_input=False), IF(v_reset=None), PLIF(4.0, v_th=0.7)]
+)
 def test_the_plain_neuron_is_the_neuron(neuron):
     torch.manual_seed(0)
     x = torch.randn(6, 5, 7) + 0.8
@@ -307,7 +311,7 @@ def test_a_broken_neuron_is_caught(kind, tmp_path, monkeypatch):
         return soft(self, x, steps)
 
     monkeypatch.setattr(folding.PlainNeuron, "forward", subtracts)
-    (reader, read), = written(model, kind, tmp_path / "s").items()
+    ((reader, read),) = written(model, kind, tmp_path / "s").items()
     # under a constant input, what fired first at step 2 is where the reset tells, at step 3
     assert "layer stem.neuron at time step 3" in str(check(model, samples(), read, reader).fault)
 
@@ -322,7 +326,7 @@ def test_a_dropped_bias_is_caught(kind, tmp_path, monkeypatch):
             synapse.bias.data.zero_()
 
     monkeypatch.setattr(folding, "absorb", forgets)
-    (reader, read), = written(model, kind, tmp_path / "s").items()
+    ((reader, read),) = written(model, kind, tmp_path / "s").items()
     assert "layer stage2.1.neuron at time step 1" in str(check(model, samples(), read, reader).fault)
 
 

@@ -162,3 +162,134 @@ def test_frames_are_seen_each_or_on_average():
     assert torch.equal(each(x[0]), net(x[0]))
     with pytest.raises(ValueError, match="frames='each' or frames='mean'"):
         models.module(net)(x)
+
+
+# models of Hugging Face, built here and saved to a folder
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8, num_labels=5
+    )  # fmt: skip
+    model = transformers.ViTForImageClassification(config).eval()
+    model.save_pretrained(folder)
+    text = '{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "size": {"height": 16, "width": 16}, "do_normalize": true}'
+    (folder / "preprocessor_config.json").write_text(text)
+    return folder, model
+
+
+def test_a_hugging_face_model_brings_its_size_normalisation_and_weights(vit):
+    folder, model = vit
+    teacher = build(f"hf:{folder}(pretrained=True)").eval()
+    x = torch.rand(2, 3, 16, 16)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
+    want = model(pixel_values=(x - mean) / std).logits
+    torch.testing.assert_close(teacher(x), want)
+    assert teacher(torch.rand(2, 1, 28, 28)).shape == (2, 5) and teacher.size == (16, 16)
+    half = build(f"hf:{folder}(pretrained=True, bf16=True)").eval()
+    assert half(x).dtype == torch.float32 and not torch.equal(half(x), want)
+    torch.testing.assert_close(half(x), want, atol=0.05, rtol=0.05)
+    data = dict(classes=3, channels=1, steps=4, mean=(0.1,), std=(0.3,))
+    head = build(f"hf:{folder}(pretrained=True)", **data)
+    assert head(x).shape == (2, 3) and head.spec["settings"] == {"classes": 3}
+    assert torch.equal(head.net.model.vit.embeddings.cls_token, model.vit.embeddings.cls_token)
+
+
+def test_mistakes_in_hugging_face_models(vit, tmp_path, monkeypatch):
+    assert "sise: no such setting; did you mean 'size'" in check(f"hf:{vit[0]}(sise=3)")[0]
+    with pytest.raises(SpecError, match="no image classifier"):
+        build(f"hf:{tmp_path}")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "spikedistill[text]" in check("hf:a/b")[0]
+
+
+def test_real_timm_models():
+    real = pytest.importorskip("timm")
+    try:
+        teacher = foreign.timm("resnet18", classes=4, size=32, bf16=True)
+    except SpecError:
+        pytest.skip(f"timm {real.__version__} does not run here")
+    x = torch.rand(2, 1, 28, 28)
+    out = call(teacher.eval(), x, taps=["net.layer4"])
+    assert out.logits.shape == (1, 2, 4) and out.logits.dtype == torch.float32
+    assert out.taps["net.layer4"].shape == (1, 2, 512, 1, 1) and teacher.dims["net.layer4"] == 512
+    torch.testing.assert_close(teacher.normalize.mean.flatten(), torch.tensor(MEAN))
+
+
+# spiking networks of others
+
+
+class Leaky(nn.Module):
+    """One step a call, as in snnTorch: a hidden state, and a tuple returned."""
+
+    mem = None
+
+    def reset_mem(self):
+        self.mem = None
+
+    def forward(self, x):
+        self.mem = x if self.mem is None else 0.5 * self.mem + x
+        spk = (self.mem > 0.3).float()
+        self.mem = self.mem * (1 - spk)
+        return spk, self.mem
+
+
+class Steps(nn.Module):
+    def __init__(self, classes=3):
+        super().__init__()
+        self.block = nn.ModuleDict({"conv": nn.Conv2d(1, 4, 3, padding=1), "lif": Leaky()})
+        self.head = nn.Linear(4, classes)
+
+    def forward(self, x):
+        spk, mem = self.block["lif"](self.block["conv"](x))
+        return self.head(spk.mean((-2, -1))), mem
+
+
+def test_a_network_of_single_steps_is_reset_run_and_tapped():
+    torch.manual_seed(0)
+    net, x = Steps(), torch.rand(2, 1, 6, 6)
+    student = models.Spiking(net, 3, mode="step", mean=[0.5], std=[0.25])
+    a = student(x)
+    assert a.shape == (3, 2, 3) and torch.equal(a, student(x)) and student(x, steps=5).shape == (5, 2, 3)
+    assert torch.equal(student(x, steps=5)[:3], a)
+    net.block["lif"].reset_mem()
+    want = torch.stack([net((x - 0.5) / 0.25)[0] for _ in range(3)])
+    assert torch.equal(a, want)
+    assert models.measure_dims(student, x) == {"taps.block.conv": 4, "taps.block.lif": 4}
+    taps = call(student, x, taps=["taps.block.lif", "taps.head"]).taps
+    assert taps["taps.block.lif"].shape == (3, 2, 4, 6, 6) and torch.equal(taps["taps.head"], a)
+    taps["taps.head"].sum().backward()
+    assert net.block["conv"].weight.grad is None and net.head.weight.grad is not None  # Leaky here has no surrogate
+    assert (
+        not student.state_dict().keys() - {f"net.{k}" for k in net.state_dict()} - {"normalize.mean", "normalize.std"}
+    )
+
+
+def test_a_network_of_sequences_is_reset_and_frames_pass_as_they_are():
+    class Whole(nn.Module):
+        calls = 0
+
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def reset(self):
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.head(x.flatten(2)) * self.calls
+
+    student = models.Spiking(Whole(), 3, dims={"head": 3})
+    x = torch.rand(5, 2, 1, 2, 2)
+    assert student(x).shape == (5, 2, 3) and torch.equal(student(x), student(x)) and student.dims == {"net.head": 3}
+    assert student(x[0]).shape == (3, 2, 3)
+    asked = []
+    models.Spiking(nn.Flatten(2), reset=asked.append)(x)
+    assert len(asked) == 1
+    with pytest.raises(SpecError, match="valid: sequence, step"):
+        models.Spiking(Whole(), mode="steps")
