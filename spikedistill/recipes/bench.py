@@ -341,7 +341,8 @@ def drawn(part: str, rows: list[dict[str, Any]], c: Config) -> list[tables.Table
     if part == "methods":
         cells = [[r["name"], ms(r["train"]), f"{r['ratio']:.2f}", f"{r['extra']:,}"] for r in rows]
         heads = ["method", "step ms", "cost", "training-only parameters"]
-        return [tables.Table(heads, cells, f"Methods at their defaults: step over that of ce (cost); {STUDENT}, teacher {TEACHER}, B = 64")]
+        title = f"Methods at their defaults, cost over ce: {STUDENT}, teacher {TEACHER}, B = 64"
+        return [tables.Table(heads, cells, title)]
     cells = [[r["name"], f"{r['waited']:.1%}", f"{r['images_per_second']:,.0f}"] for r in rows]
     return [tables.Table(["", "waits for data", "images/s"], cells, "Share of training spent waiting for data")]
 

@@ -63,7 +63,9 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=4))
     study.enqueue_trial(dict(start))
-    scale = {name: optuna.distributions.FloatDistribution(*span, log=True) for name, span in ranges.items()}
+    scale: dict[str, optuna.distributions.BaseDistribution] = {
+        name: optuna.distributions.FloatDistribution(*span, log=True) for name, span in ranges.items()
+    }
     done: list[dict[str, Any]] = []
     for number in range(trials):
         trial = study.ask(scale)
