@@ -134,19 +134,29 @@ def setting_rows(function: Callable, skip: int) -> tuple[str, list[tuple[str, st
     return "settings", rows
 
 
-def config_rows(config: Any) -> tuple[str, list[tuple[str, str, str, str]]]:
-    """Title and rows of a recipe's flags."""
-    from pydantic_core import PydanticUndefined
+def config_rows(config: Any) -> tuple[str, list[tuple[str, str, str]]]:
+    """Title and rows (flag, default, meaning with what is allowed) of a recipe's flags."""
+    import re
 
     rows = []
     for name, f in config.model_fields.items():
         if f.exclude:
             continue
-        kind = getattr(f.annotation, "__name__", None) or str(f.annotation).replace("typing.", "")
-        limits = [str(m).replace("=", " ").lower() for m in f.metadata if type(m).__name__ in ("Gt", "Ge", "Lt", "Le")]
-        default = "required" if f.default is PydanticUndefined else repr(f.default)
-        rows.append((f"--{name.replace('_', '-')}", " ".join([kind, *limits]), default, f.description or ""))
+        signs = re.findall(r"(Gt|Ge|Lt|Le)\(\w+=([\d.]+)\)", f"{f.metadata} {f.annotation}")
+        limits = [f"{dict(Gt='>', Ge='>=', Lt='<', Le='<=')[sign]} {value}" for sign, value in signs]
+        if words := re.search(r"Literal\[([^]]*)\]", str(f.annotation)):
+            limits = [words.group(1).replace("'", "")]
+        allowed = f" ({', '.join(limits)})" if limits else ""
+        rows.append((f"--{name.replace('_', '-')}", _shown(f.default), (f.description or "") + allowed))
     return "flags", rows
+
+
+def _shown(default: Any) -> str:
+    """A default as it would be typed."""
+    if isinstance(default, list):
+        return ",".join(map(str, default)) or "none"
+    words = {"None": "none", "True": "yes", "False": "no", "PydanticUndefined": "required", "{}": "none"}
+    return words.get(str(default), str(default))
 
 
 def table_of(title: str, rows: Sequence[Sequence[str]]) -> None:
@@ -157,7 +167,8 @@ def table_of(title: str, rows: Sequence[Sequence[str]]) -> None:
     if not rows:
         print("It has no settings.")
         return
-    table = Table(title[:-1], "type", "default", "meaning", box=None, pad_edge=False, title_justify="left")
+    heads = ("default", "meaning") if len(rows[0]) == 3 else ("type", "default", "meaning")
+    table = Table(title[:-1], *heads, box=None, pad_edge=False, title_justify="left")
     for row in rows:
         table.add_row(*map(escape, row))
     Console().print(table)
