@@ -3,6 +3,7 @@
 The spikes of a layer are values of the graph called "spikes.<layer>": not outputs, but there for whoever adds them.
 """
 
+import logging
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,6 +27,7 @@ def needs() -> list[str]:
 def write(student: nn.Module, x: Tensor, path: Path) -> None:
     """x: an input such as the file will get, [B, C, H, W] or [T, B, C, H, W]."""
     onnx = import_module("onnx")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every operator of torchvision that is not there
     program, layers = trace(student, x)
     names = ["logits", *(f"spikes.{layer}" for layer in layers)]
     made = torch.onnx.export(program, input_names=["x"], output_names=names, dynamo=True, verbose=False)

@@ -88,16 +88,24 @@ def run(c: Config) -> dict[str, str]:
             student = retrain(c, student)
         elif soft:
             raise SpecError([soft])
-    temporary = out.with_name(out.name + ".part")
+    temporary = out.with_name(f"{out.stem}.part{out.suffix}")  # torch.export wants its own ending
     how: dict[str, Any] = {"dt": c.dt, "if_as_lif": c.if_as_lif} if c.to == "nir" else {}
     try:
-        form.write(student, next(batches(test, 2))["x"], temporary, **how)
+        example = next(batches(test, 2))["x"]
+        form.write(student, example, temporary, **how)
+        folded = export.fold(student, example)
         read_how = {"steps": getattr(student, "steps", None)} if c.to == "nir" else {}
         for reader, read in form.readers(temporary, **read_how).items():
             found = export.check(student, batches(test, c.samples), read, reader, form.TOLERANCE)
             print("\n".join(found.lines()))
             if found.fault:
                 raise export.Mismatch(f"{reader} does not compute what the student does: {found.fault}")
+            same = export.check(folded, batches(test, c.samples), read, reader, form.TOLERANCE)
+            print(
+                f"  against the student with its norms folded: {same.exact} of {same.samples} samples equal in every",
+                end="",
+            )
+            print(f" spike, logits within {same.logits:.2g}")
         if c.to == "nir" and (why := form.why_not_snntorch(temporary)):
             print(f"snnTorch was not asked: {why}")
         os.replace(temporary, out)
