@@ -148,9 +148,8 @@ def footer(machine: Mapping[str, Any]) -> str:
 def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
     """Run the student, and the teacher where it can be found, over the test data, as the page shows them."""
     student = runs.load(folder)
-    # a setting that this version of the data does not take is of no concern to a picture
-    names = ("root", "valid", "size")
-    data = data_sets.load(config["data"], batch_size=config["batch"], augment="none", **{k: config[k] for k in names})
+    how = data_sets.settings_of(config) | {"download": False}
+    data = data_sets.load(config["data"], batch_size=config["batch"], augment="none", valid=config["valid"], **how)
     teacher = None
     if config.get("teacher") and Path(config["teacher"]).exists():
         teacher = runs.load(config["teacher"])
