@@ -19,10 +19,10 @@ from .splits import Data, Split, from_dataset, from_tensors, hold_out, statistic
 from .streams import Pairs, images_of, paired
 
 __all__ = [
+    "ENCODINGS",
     "Batch",
     "Data",
     "DataError",
-    "ENCODINGS",
     "Files",
     "MissingData",
     "Pairs",

@@ -315,7 +315,7 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
     history = fit(stage, out, fabric=fabric, save_every=c.save_every, progress=c.progress, title=title)
     trained, own = models.parameters(student), {id(p) for p in student.parameters()}
     extra = sum(p.numel() for p in Trainee(stage).parameters() if id(p) not in own)
-    if c.transform or (getattr(student, "spec", None) or {}).get("transforms"):
+    if transforms.foldable(student):
         transforms.merge(student)
     result = measure(c, student, data, history, fabric)
     result["wall_seconds"] = time.perf_counter() - began
@@ -498,7 +498,7 @@ def rewritten(student: nn.Module, c: Config, shape: Sequence[int], fold: bool = 
             transforms.apply(student, text, shape=list(shape)[-3:])
     except SpecError as error:
         raise SpecError(f"transform: {m}" for m in error.mistakes) from None
-    return transforms.merge(student) if fold and c.transform else student
+    return transforms.merge(student) if fold and transforms.foldable(student) else student
 
 
 def planned(c: Config, student: nn.Module, teacher: nn.Module | None) -> Plan:
