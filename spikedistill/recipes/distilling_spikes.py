@@ -111,8 +111,8 @@ def run(c: Config) -> list[dict[str, Any]]:
     out, alone = Path(c.out), "ce(counts=True)" if spiking else "ce"
 
     def one(name: str, seed: int, student: str, teacher: str | None, lr: float = c.lr) -> dict[str, Any]:
-        how = dict(student=student, teacher=teacher, methods=alone if teacher is None else c.method, lr=lr)
-        return distill.distill(seed=seed, out=str(out / name), **common(c) | how)
+        how = common(c) | dict(student=student, teacher=teacher, lr=lr, seed=seed, out=str(out / name))
+        return distill.distill(methods=alone if teacher is None else c.method, **how)
 
     teacher = one("teacher", c.seeds[0], c.teacher, None, c.teacher_lr)
     students: dict[int, list[dict[str, Any]]] = {stages: [] for stages in c.stages}
