@@ -111,7 +111,7 @@ def run(c: Config) -> list[dict[str, Any]]:
     out, alone = Path(c.out), "ce(counts=True)" if spiking else "ce"
 
     def one(name: str, seed: int, student: str, teacher: str | None, lr: float = c.lr) -> dict[str, Any]:
-        how = common(c) | dict(student=student, teacher=teacher, lr=lr, seed=seed, out=str(out / name))
+        how: dict[str, Any] = common(c) | dict(student=student, teacher=teacher, lr=lr, seed=seed, out=str(out / name))
         return distill.distill(methods=alone if teacher is None else c.method, **how)
 
     teacher = one("teacher", c.seeds[0], c.teacher, None, c.teacher_lr)
