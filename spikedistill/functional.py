@@ -1,6 +1,6 @@
 """What several methods use: formulas, pure functions of tensors and means over the batch; taps in pairs; rewrites."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +103,14 @@ def replaced(source: Tensor, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
         source = source.amax(-3, keepdim=True)
     swap = torch.rand(x.shape[-4], device=x.device) < share
     return torch.where(swap.view(-1, 1, 1, 1), x, source), swap
+
+
+def stream(batch: Mapping[str, Tensor], name: str, who: str) -> Tensor:
+    """A stream of the batch. Raises ValueError, beginning with `who`, where it is not there."""
+    if name not in batch:
+        what = "images of the classes of the events: data.Pairs(events, images), --pair on the command line"
+        raise ValueError(f"{who}: the batch has {', '.join(batch)} and no '{name}': it needs {what}")
+    return batch[name]
 
 
 def classes_of(model: nn.Module, classes: int | None, who: str) -> int:

@@ -7,18 +7,23 @@ from torch import Tensor, nn
 from spikedistill.core.output import rate
 from spikedistill.core.schedule import Schedule, at
 from spikedistill.core.step import Objective, Step
-from spikedistill.functional import kd_loss, kd_per_step, linear_cka, step_losses
+from spikedistill.functional import kd_loss, kd_per_step, linear_cka, step_losses, wide
 
 
 class CE(nn.Module):
-    """Cross-entropy of the time-mean logits with batch["y"]: labels [B] or distributions [B, C]."""
+    """Cross-entropy of the time-mean logits with batch["y"]: labels [B] or distributions [B, C].
 
-    def __init__(self, student: str = "student", label_smoothing: float = 0.0):
+    counts: of their sum over time instead, for heads that spike: rates in [0, 1] could not tell classes apart.
+    """
+
+    def __init__(self, student: str = "student", label_smoothing: float = 0.0, counts: bool = False):
         super().__init__()
-        self.s, self.label_smoothing = student, label_smoothing
+        self.s, self.label_smoothing, self.counts = student, label_smoothing, counts
 
     def forward(self, step: Step) -> Tensor:
-        return F.cross_entropy(rate(step[self.s].logits), step.batch["y"], label_smoothing=self.label_smoothing)
+        z = step[self.s].logits
+        z = wide(z).sum(0) if self.counts else rate(z)
+        return F.cross_entropy(z, step.batch["y"], label_smoothing=self.label_smoothing)
 
 
 class KD(nn.Module):

@@ -2,21 +2,24 @@
 
 A `Data` has splits train, valid, test; a split is a `Tensors` or a `Files`, both with
 `epoch(epoch, start, rank, world)` giving batches `{"x", "y", "index"}`, x [B,C,H,W] in [0,1], or [T,B,C,H,W] counting
-events. `Pairs` joins events and images of the same classes.
+events. `Pairs` joins events and images of the same classes, `load(EVENTS, pair=IMAGES)` gives them.
 """
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from . import events, folders, images, simulate
 from .augment import parse, suits
 from .batches import Batch, DataError, Files, MissingData, Tensors
+from .encode import ENCODINGS, encoded
 from .events import from_events
 from .splits import Data, Split, from_dataset, from_tensors, hold_out, statistics
-from .streams import Pairs
+from .streams import Pairs, images_of, paired
 
 __all__ = [
+    "ENCODINGS",
     "Batch",
     "Data",
     "DataError",
@@ -26,14 +29,18 @@ __all__ = [
     "Split",
     "Tensors",
     "check",
+    "encoded",
     "from_dataset",
     "from_events",
     "from_tensors",
     "has_steps",
     "hold_out",
+    "images_of",
     "load",
     "names",
+    "paired",
     "parse",
+    "settings_of",
     "statistics",
 ]
 
@@ -77,6 +84,11 @@ def load(
     download: bool = False,
     steps: int | None = None,
     frames: str | None = None,
+    encode: str = "direct",
+    pair: str | None = None,
+    pair_root: str | Path | None = None,
+    pair_size: int | None = None,
+    pair_classes: str = "all",
 ) -> Data:
     """A data set by name.
 
@@ -84,12 +96,24 @@ def load(
     none; seed: of the order and the augmentation; augment: as `parse` reads it, "default" for what suits the data;
     size: side of the images of `folder:` and `imagenet`, and of the frames of recorded events; workers: processes that
     decode, where the data are too many for memory; download: let torchvision fetch what is missing; steps, frames: of
-    events, how many frames make a sample, and of which kind (number, time, voxel, surface: see data/events.py).
-    Raises DataError (MissingData where files are missing).
+    events, how many frames make a sample, and of which kind (number, time, voxel, surface: see data/events.py); encode:
+    of images, how they become spikes over `steps` steps (direct, bernoulli, poisson: see data/encode.py).
+    pair: the name of a set of images of the same classes, which events are to be paired with for training; pair_root,
+    pair_size: root and size of it; pair_classes: "common" drops classes that are in one of the two only. Those images
+    are not augmented. Raises DataError (MissingData where files are missing).
     """
     _known(name)
     _size(name, size)
-    _frames(name, steps, frames)
+    _frames(name, steps, frames, encode)
+    _pair(name, pair, pair_classes)
+    if pair is not None:
+        how = {"valid": valid, "seed": seed, "batch_size": batch_size, "workers": workers}
+        clips = load(name, root=root, augment=augment, size=size, steps=steps, frames=frames, **how)
+        still = load(pair, root=pair_root, size=pair_size, download=download, augment="none", **how)
+        return paired(clips, still, pair_classes)
+    if encode != "direct":
+        how = {"valid": valid, "seed": seed, "batch_size": batch_size, "augment": augment, "workers": workers}
+        return encoded(load(name, root=root, size=size, download=download, **how), encode, steps or 4)
     how = {"valid": valid, "seed": seed, "batch_size": batch_size, "augment": augment, "workers": workers}
     if name == "fashion-events":
         return simulate.fashion_events(steps=steps, kind=frames, **how)
@@ -111,6 +135,11 @@ def check(
     download: bool = False,
     steps: int | None = None,
     frames: str | None = None,
+    encode: str = "direct",
+    pair: str | None = None,
+    pair_root: str | Path | None = None,
+    pair_size: int | None = None,
+    pair_classes: str = "all",
 ) -> list[str]:
     """What `load` would complain of, as far as can be seen without reading the images. Empty: nothing."""
 
@@ -128,7 +157,8 @@ def check(
     for look in (
         lambda: _known(name),
         lambda: _size(name, size),
-        lambda: _frames(name, steps, frames),
+        lambda: _frames(name, steps, frames, encode),
+        lambda: _pair(name, pair, pair_classes),
         lambda: suits(parse(augment), has_steps(name)) if isinstance(augment, str) and augment != "default" else None,
         source,
     ):
@@ -136,7 +166,19 @@ def check(
             look()
         except DataError as error:
             errors.append(str(error))
+    if pair is not None and not has_steps(pair):
+        errors += [f"pair: {m}" for m in check(pair, root=pair_root, size=pair_size, download=download)]
     return errors
+
+
+SETTINGS = ("root", "size", "download", "frames", "encode", "pair", "pair_root", "pair_size", "pair_classes")
+
+
+def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What `load` and `check` take of a run's settings (its config.json) beside the name, which is run["data"]."""
+    given = {name: run[name] for name in SETTINGS if name in run}
+    timed = has_steps(run["data"]) or run.get("encode", "direct") != "direct"
+    return given | ({"steps": run["steps"]} if timed and "steps" in run else {})
 
 
 def _folder(name: str, root: str | Path | None) -> Path:
@@ -170,10 +212,25 @@ def _size(name: str, size: int | None) -> None:
         events.smaller(events.SETS[name].sensor, (size, size))
 
 
-def _frames(name: str, steps: int | None, frames: str | None) -> None:
+def _pair(name: str, pair: str | None, classes: str) -> None:
+    if pair is None or not _exists(name):
+        return
+    if not has_steps(name):
+        raise DataError(f"{name} has images; a pair is for events, such as fashion-events with the pair fashion-mini")
+    if has_steps(pair):
+        raise DataError(f"pair: {pair} has frames of events; a pair is images, such as fashion-mini for fashion-events")
+    if classes not in ("all", "common"):
+        raise DataError(f"pair_classes is 'all' or 'common', not {classes!r}")
+
+
+def _frames(name: str, steps: int | None, frames: str | None, encode: str = "direct") -> None:
     if not _exists(name):
         return
-    for what, value in (("steps", steps), ("frames", frames)):
+    if encode not in ENCODINGS:
+        raise DataError(f"no encoding {encode!r}; valid: {', '.join(ENCODINGS)}")
+    if encode != "direct" and has_steps(name):
+        raise DataError(f"{name} has frames of events already; encode is for images")
+    for what, value in (("steps", steps if encode == "direct" else None), ("frames", frames)):
         if value is not None and not has_steps(name):
             raise DataError(
                 f"{name} has images, without frames; {what} is for events (a model repeats an image itself)"

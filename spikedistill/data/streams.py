@@ -2,7 +2,8 @@
 
 No image belongs to an event clip: for every clip of a batch an image of its class is drawn, anew in every step (He et
 al. 2024, An Efficient Knowledge Transfer Strategy for Spiking Neural Networks from Static to Event Domain; Ye et al.
-2025, CKD). Classes are matched by name, and images come from the training split alone.
+2025, CKD). Classes are matched by name, and images come from the training split alone. `paired` is what
+`load(pair=...)` gives: data of events whose training batches are those of `Pairs`.
 """
 
 import difflib
@@ -130,7 +131,9 @@ class Pairs:
                 hint = f" (there is {near[0]!r})" if near else ""
                 wrong.append(f"only {one.name} has {', '.join(map(repr, lone))}{hint}")
         if wrong:
-            raise DataError(f"classes in one modality only: {'; '.join(wrong)}. classes='common' drops them")
+            raise DataError(
+                f"classes in one modality only: {'; '.join(wrong)}. classes='common' (--pair-classes common) drops them"
+            )
         if self.events.classes != self.images.classes:
             raise DataError(
                 f"{self.events.name} and {self.images.name} have the same classes in another order, and so would a "
@@ -176,3 +179,15 @@ class Pairs:
                 how["workers"] = 0  # starting them for a single batch takes longer than reading it
             rgb = next(_rows(images, chosen, **how).epoch(epoch, 0, rank, world))["x"]
             yield batch | {"rgb": rgb, "source": as_source(rgb, self.events.shape)}
+
+
+def paired(events: Data, images: Data, classes: str = "all") -> Data:
+    """The events, their training split a `Pairs`; validation and test are of events alone, as the student will be."""
+    pairs: Any = Pairs(events, images, classes)
+    return replace(pairs.events, train=pairs)
+
+
+def images_of(data: Data) -> Data | None:
+    """The images that data of events are paired with, if they are: what a teacher of images is trained on and sees."""
+    train: Any = data.train
+    return train.images if isinstance(train, Pairs) else None

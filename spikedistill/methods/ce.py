@@ -1,6 +1,6 @@
 """Cross-entropy on the time-mean logits: direct training without a teacher.
 
-    L = CE( mean_t z[t], y )
+    L = CE( mean_t z[t], y )          counts: CE( sum_t z[t], y ), for output layers that spike
 
 Reference: the standard direct training that every paper compares with; z[t] are the logits of step t.
 Evidence: code
@@ -14,9 +14,13 @@ from spikedistill.objectives import CE
 from spikedistill.spec import Share
 
 
-def ce(student: nn.Module, teacher: nn.Module | None = None, *, label_smoothing: Share = 0.0) -> Plan:
+def ce(
+    student: nn.Module, teacher: nn.Module | None = None, *, label_smoothing: Share = 0.0, counts: bool = False
+) -> Plan:
     """Train on the labels alone.
 
     label_smoothing: share of the target that is spread over all classes.
+    counts: take the sum over time for the logits, which is what a head that spikes needs.
     """
-    return Plan({"student": Pass(student, grad=True)}, {"ce": (1.0, CE(label_smoothing=label_smoothing))})
+    term = CE(label_smoothing=label_smoothing, counts=counts)
+    return Plan({"student": Pass(student, grad=True)}, {"ce": (1.0, term)})

@@ -28,7 +28,7 @@ from spikedistill.core.plan import Plan
 from spikedistill.core.schedule import Schedule, power
 from spikedistill.core.step import Batch, Pass, Step
 from spikedistill.core.taps import published
-from spikedistill.functional import classes_of, potential, replaced
+from spikedistill.functional import classes_of, potential, replaced, stream
 from spikedistill.objectives import Alignment, Head, StepLabels, StepWeights
 from spikedistill.spec import Count, NonNegative, Positive, Share, SpecError
 
@@ -57,7 +57,7 @@ def guidance_loss(
 
 def replace_source(batch: Batch, share: float) -> Batch:
     """The hybrid stream: samples of "source" swapped for those of "x", "swapped" [B] says which."""
-    source, swapped = replaced(batch["source"], batch["x"], share)
+    source, swapped = replaced(stream(batch, "source", "ckd"), batch["x"], share)
     return batch | {"source": source, "swapped": swapped}
 
 

@@ -25,14 +25,14 @@ from spikedistill.core.plan import Plan
 from spikedistill.core.schedule import Schedule, power
 from spikedistill.core.step import Batch, Pass
 from spikedistill.core.taps import published
-from spikedistill.functional import classes_of, potential, replaced
+from spikedistill.functional import classes_of, potential, replaced, stream
 from spikedistill.objectives import Alignment, Head, StepLabels, StepWeights
 from spikedistill.spec import Count, NonNegative, Positive, Share
 
 
 def replace_source(batch: Batch, share: float) -> Batch:
     """The batch with samples of "source" swapped for those of "x", "swapped" [B] says which."""
-    source, swapped = replaced(batch["source"], batch["x"], share)
+    source, swapped = replaced(stream(batch, "source", "static2dvs"), batch["x"], share)
     return batch | {"source": source, "swapped": swapped}
 
 

@@ -204,15 +204,14 @@ def plans(c: Config, rows: Sequence[Row]) -> tuple[list[Row], dict[str, Any], li
     Returns rows ("teacher": None where a row has no use for one), {"data", "student", "teacher"}, and mistakes.
     """
     data = distill.load_data(c)
-    student, teacher = distill.networks(c, data)
+    shown = distill.seen_by_teacher(data, [name for row in rows for name in row.methods])
+    student, teacher = distill.networks(c, data, shown=shown)
     probe = distill.two(data)
     mistakes: list[str] = []
-    for name, model in (("student", student), ("teacher", teacher)):
-        try:
-            if model is not None:
-                distill.fits(name, model, probe["x"], data.classes)
-        except SpecError as error:
-            mistakes += error.mistakes
+    try:
+        distill.fit_both(student, teacher, probe, data, shown)
+    except SpecError as error:
+        mistakes += error.mistakes
     ready: list[Row] = []
     if mistakes:
         return ready, {}, mistakes
@@ -251,7 +250,9 @@ def distill_config(c: Config, row: Row, seed: int, out: str | Path, **more: Any)
 def fingerprint(data: Any) -> str:
     """What the data are, in 16 letters: of tensors every value, of files their names and sizes; and the split."""
     digest = hashlib.sha256()
-    for split in (data.train, data.valid, data.test):
+    images = data_sets.images_of(data)
+    train = [data.train] if images is None else [data.train.events.train, images.train]
+    for split in (*train, data.valid, data.test):
         if split is None:
             continue
         digest.update(split.index.numpy().tobytes())
@@ -348,7 +349,8 @@ def run(c: Config) -> dict[str, Any]:
     rows, parts, mistakes = plans(c, rows)
     teacher = None
     if _is_trained_here(c.teacher):
-        how = {"student": c.teacher, "teacher": None, "epochs": c.teacher_epochs or c.epochs, "lr": c.teacher_lr}
+        how: dict[str, Any] = {"student": c.teacher, "teacher": None, "epochs": c.teacher_epochs or c.epochs}
+        how |= {"lr": c.teacher_lr} | of_images(c, rows)
         settings = distill_config(c, Row("teacher", ("ce",)), c.seeds[0], out / "teacher", **how).model_dump()
         teacher = Job("teacher", out / "teacher", settings)
         c = c.model_copy(update={"teacher": str(teacher.folder)})
@@ -383,6 +385,19 @@ def run(c: Config) -> dict[str, Any]:
     if failed:
         raise SpecError([f"{name} failed: {why}" for name, why in failed] + [f"the rest is in '{out}'; run it again"])
     return result
+
+
+def of_images(c: Config, rows: Sequence[Row]) -> dict[str, Any]:
+    """The settings of a teacher that sees the images which the events are paired with; empty where it sees the events.
+
+    Raises SpecError where its classes would not be those of the events.
+    """
+    if c.pair is None or not any("rgb" in distill.streams(name) for row in rows for name in row.methods):
+        return {}
+    if c.pair_classes == "common":
+        raise SpecError(["teacher: it would learn all classes of the images, not the common ones: give a run folder"])
+    of_events = {"frames": None, "pair": None, "pair_root": None, "pair_size": None, "augment": "default"}
+    return of_events | {"data": c.pair, "root": c.pair_root, "size": c.pair_size}
 
 
 def _jobs(c: Config, row: Row) -> list[Job]:
@@ -486,7 +501,7 @@ def summary(
         "notes": notes,
         "rows": compared,
         "teacher": teacher_row(c),
-        "references": references(c, results, baseline),
+        "references": references(c, rows, results, baseline),
         "jobs": c.jobs,
         "settings": c.model_dump(include={*COMMON}),
         "origin": runs.read_json(out / "origin.json"),
@@ -527,7 +542,9 @@ def teacher_row(c: Config) -> dict[str, Any] | None:
     }
 
 
-def references(c: Config, results: Mapping[str, Mapping[int, Any]], baseline: str) -> list[dict[str, Any]] | None:
+def references(
+    c: Config, rows: Sequence[Row], results: Mapping[str, Mapping[int, Any]], baseline: str
+) -> list[dict[str, Any]] | None:
     """Energy of the baseline's student, the teacher and the ANN of the student's shape, as `energy.table` has it."""
     measured = next((r["activity"] for r in results.get(baseline, {}).values() if "synapses" in r["activity"]), None)
     if measured is None:
@@ -535,6 +552,7 @@ def references(c: Config, results: Mapping[str, Mapping[int, Any]], baseline: st
     teacher = None
     if c.teacher and Path(c.teacher).exists():
         data = distill.load_data(c)
+        data = distill.seen_by_teacher(data, [name for row in rows for name in row.methods])
         teacher = activity(runs.load(c.teacher), data.valid or data.test, samples=50)
     return energy.table(measured, teacher)
 

@@ -2,13 +2,16 @@
 
 Run:    spikedistill distill --data fashion-mini --teacher runs/teacher --student small --method bkd --out runs/student
 A teacher is trained the same way: --student "small(neuron=relu)" --method ce
+Events with images of the same classes, and a teacher trained on those:
+        spikedistill distill --data fashion-events --pair fashion-mini --method ckd --teacher runs/teacher --steps 6
 """
 
 import logging
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,6 +51,16 @@ class Config(BaseModel):
     """Let torchvision fetch a set that is not in root."""
     frames: str | None = None
     """What a frame of events holds: number, time, voxel or surface; None for what suits the data."""
+    encode: Literal["direct", "bernoulli", "poisson"] = "direct"
+    """How images become spikes: direct leaves that to the first layer; rate codes are drawn for every batch."""
+    pair: str | None = None
+    """Images of the classes of the events, for ckd and static2dvs: fashion-mini, folder:PATH, or another name."""
+    pair_root: str | None = None
+    """Folder where the files of these images are."""
+    pair_size: Annotated[int, Field(ge=4)] | None = None
+    """Height and width that these images are brought to, where they are of a folder."""
+    pair_classes: Literal["all", "common"] = "all"
+    """common drops classes that only the events or only the images have; all says which they are."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that decode images, where they do not fit in memory."""
     teacher: str | None = None
@@ -172,6 +185,7 @@ def check(c: Config, given: Iterable[str] = ()) -> tuple[list[tuple[str, dict[st
             mistakes.append(f"{key}: no such setting; {near(key, [*Config.model_fields, *METHODS])}")
     if "data" not in given:
         mistakes += [f"data: {m}" for m in data_sets.check(c.data, **source(c))]
+        mistakes += check_streams(c, [name for name, _ in chosen])
     if "student" not in given:
         mistakes += [f"student: {m}" for m in models.check(c.student)]
     if "teacher" not in given:
@@ -190,8 +204,36 @@ def check(c: Config, given: Iterable[str] = ()) -> tuple[list[tuple[str, dict[st
 
 def source(c: Config) -> dict[str, Any]:
     """What both `data.check` and `data.load` take."""
-    steps = c.steps if data_sets.has_steps(c.data) else None
-    return dict(root=c.root, size=c.size, download=c.download, steps=steps, frames=c.frames)
+    return data_sets.settings_of(c.model_dump())
+
+
+PAIRED = ("source", "rgb")  # what `data.Pairs` adds to a batch
+
+
+@cache
+def streams(method: str) -> frozenset[str]:
+    """Those of PAIRED that a method's passes read, by its default settings."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            plan = METHODS[method](models.build("small"), models.build("small(neuron=relu)"))
+        except (SpecError, ValueError):  # it wants a teacher of its own
+            return frozenset()
+    return frozenset(p.x for p in plan.passes.values()).intersection(PAIRED)
+
+
+def check_streams(c: Config, methods: Sequence[str]) -> list[str]:
+    """Methods that learn from images beside the events need both."""
+    needy = [m for m in methods if streams(m)]
+    if not needy or c.pair is not None:
+        return []
+    hint = "name them, as in --data fashion-events --pair fashion-mini"
+    return [f"pair: {', '.join(needy)} learns from events and from images of the same classes: {hint}"]
+
+
+def seen_by_teacher(data: Any, methods: Iterable[str]) -> Any:
+    """The data that a teacher of these methods sees: the images of paired data where one of them shows it those."""
+    images = data_sets.images_of(data)
+    return images if images is not None and any("rgb" in streams(m) for m in methods) else data
 
 
 def needs_teacher(method: str) -> bool:
@@ -256,25 +298,24 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
         return finished
     fabric = make_fabric(c)
     data = data or load_data(c)
-    student, teacher = networks(c, data, student, teacher)
+    shown = seen_by_teacher(data, [parse(m)[0] for m in c.method])
+    student, teacher = networks(c, data, student, teacher, shown)
     probe = two(data)
-    for name, model in (("student", student), ("teacher", teacher)):
-        if model is not None:
-            fits(name, model, probe["x"], data.classes)
+    fit_both(student, teacher, probe, data, shown)
     plan = planned(c, student, teacher)
     train = replace(data.train, seed=c.seed)
     updates = c.epochs * -(-train.batches(fabric.world_size) // c.accumulate)
     stage = Stage(train, **vars(plan), **training(c, student, updates), valid=data.valid)
     rehearse(stage, probe)
-    calls = Calls(teacher)
-    stage = replace(stage, prepare=calls.counting(stage.prepare))
+    data, calls = as_prepared(data, plan.prepare, probe), Calls(teacher)
+    stage = replace(stage, prepare=calls.counting(stage.prepare), valid=data.valid)
     runs.reset_peak_memory()
     began = time.perf_counter()
     title = title or f"{out.name} ({'+'.join(parse(m)[0] for m in c.method)})"
     history = fit(stage, out, fabric=fabric, save_every=c.save_every, progress=c.progress, title=title)
     trained, own = models.parameters(student), {id(p) for p in student.parameters()}
     extra = sum(p.numel() for p in Trainee(stage).parameters() if id(p) not in own)
-    if c.transform or (getattr(student, "spec", None) or {}).get("transforms"):
+    if transforms.foldable(student):
         transforms.merge(student)
     result = measure(c, student, data, history, fabric)
     result["wall_seconds"] = time.perf_counter() - began
@@ -299,22 +340,71 @@ def load_data(c: Config) -> Any:
     return data_sets.load(c.data, **source(c), **how)
 
 
-def networks(c: Config, data: Any, student: Any = None, teacher: Any = None) -> tuple[nn.Module, nn.Module | None]:
-    """The student as it is trained, drawn with the seed, and the teacher; what is given takes the place of its name."""
+def networks(
+    c: Config, data: Any, student: Any = None, teacher: Any = None, shown: Any = None
+) -> tuple[nn.Module, nn.Module | None]:
+    """The student as it is trained, drawn with the seed, and the teacher; what is given takes the place of its name.
+
+    shown: the data that the teacher sees, where they are not the student's.
+    """
     torch.manual_seed(c.seed)
-    image = dict(classes=len(data.classes), channels=data.shape[0], mean=data.mean, std=data.std, steps=c.steps)
-    student = rewritten(models.build(student or c.student, **image), c, data.shape)
+
+    def image(data: Any) -> dict[str, Any]:
+        return dict(classes=len(data.classes), channels=data.shape[0], mean=data.mean, std=data.std, steps=c.steps)
+
+    student = rewritten(models.build(student or c.student, **image(data)), c, data.shape)
     if c.recompute:
         models.recompute(student)
     if teacher is None and c.teacher:
-        trained = Path(c.teacher).exists()
-        teacher = runs.load(c.teacher, trust_code=True) if trained else models.build(c.teacher, **image)
+        trained, shown = Path(c.teacher).exists(), data if shown is None else shown
+        teacher = runs.load(c.teacher, trust_code=True) if trained else models.build(c.teacher, **image(shown))
+        known = runs.about(c.teacher).get("classes") if trained and shown is not data else None
+        if known and known != [*shown.classes]:
+            theirs = f"{shown.name} has {_some(shown.classes)}; train it on these images"
+            if set(known) == set(shown.classes):
+                theirs = f"{shown.name} has them in another order"
+            raise SpecError([f"teacher: '{c.teacher}' knows the classes {_some(known)}, {theirs}"])
     return student, teacher
 
 
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(map(repr, names[:most])) + ", ..." * (len(names) > most)
+
+
 def two(data: Any) -> dict[str, torch.Tensor]:
-    """A batch of two samples."""
-    return {k: v[:, :2] if v.ndim == 5 else v[:2] for k, v in next(iter(data.test)).items()}
+    """A batch of two samples, with all that a batch of training has."""
+    batches = data.test if data_sets.images_of(data) is None else data.train
+    return {k: v[:, :2] if v.ndim == 5 else v[:2] for k, v in next(iter(batches)).items()}
+
+
+def fit_both(student: nn.Module, teacher: nn.Module | None, probe: Batch, data: Any, shown: Any) -> None:
+    """`fits` for the student on its stream and the teacher on its own."""
+    fits("student", student, probe["x"], data.classes)
+    if teacher is not None:
+        fits("teacher", teacher, probe["x" if shown is data else "rgb"], data.classes)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Batches of a split as a method's `prepare` leaves them at the end of training."""
+
+    split: Any
+    prepare: Prepare
+
+    def epoch(self, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        for batch in self.split.epoch(epoch, start, rank, world):
+            yield self.prepare(batch, 1.0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch()
+
+
+def as_prepared(data: Any, prepare: Prepare, probe: Batch) -> Any:
+    """The data, evaluated on the frames that a method leaves of a recording, where it trains the student on fewer."""
+    if data.steps is None or len(prepare(probe, 1.0)["x"]) == data.steps:
+        return data
+    valid = None if data.valid is None else Prepared(data.valid, prepare)
+    return replace(data, valid=valid, test=Prepared(data.test, prepare))
 
 
 def measure(c: Config, student: nn.Module, data: Any, history: dict[str, Any], fabric: Any) -> dict[str, Any]:
@@ -408,7 +498,7 @@ def rewritten(student: nn.Module, c: Config, shape: Sequence[int], fold: bool = 
             transforms.apply(student, text, shape=list(shape)[-3:])
     except SpecError as error:
         raise SpecError(f"transform: {m}" for m in error.mistakes) from None
-    return transforms.merge(student) if fold and c.transform else student
+    return transforms.merge(student) if fold and transforms.foldable(student) else student
 
 
 def planned(c: Config, student: nn.Module, teacher: nn.Module | None) -> Plan:
@@ -451,7 +541,10 @@ def rehearse(stage: Stage, batch: dict[str, torch.Tensor]) -> None:
     from spikedistill.core.fit import Passes
 
     with eval_mode(trainee), torch.no_grad():
-        batch = trainee.prepare(batch, 0.5)
+        try:
+            batch = trainee.prepare(batch, 0.5)
+        except ValueError as error:
+            raise SpecError([f"data: {error}"]) from None
         step = Step(batch, Passes(trainee, batch), 0.5)
         for name, (_, objective) in trainee.loss.items():
             try:

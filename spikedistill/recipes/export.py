@@ -127,11 +127,13 @@ def data_of(c: Any) -> data_sets.Data:
     name = c.data or before.get("data")
     if not name or name.startswith("<"):
         raise SpecError(["data: the run does not name any that can be loaded again; give --data"])
-    root = c.root or (before.get("root") if name == before.get("data") else None)
-    size = before.get("size") if name == before.get("data") else None
-    if wrong := data_sets.check(name, root=root, size=size):
+    how = data_sets.settings_of(before) if name == before.get("data") else {}
+    if how.get("pair_classes") != "common":  # then the images are not needed to know the classes
+        how["pair"] = None
+    how |= {"download": False} | ({"root": c.root} if c.root else {})
+    if wrong := data_sets.check(name, **how):
         raise SpecError([f"data: {m}" for m in wrong])
-    return data_sets.load(name, root=root, size=size, batch_size=50, augment="none")
+    return data_sets.load(name, **how, batch_size=50, augment="none")
 
 
 def batches(split: Any, samples: int, size: int = 50) -> Iterator[Batch]:

@@ -123,12 +123,12 @@ def row(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _accuracy(r: dict[str, Any]) -> str:
+def accuracy(r: dict[str, Any]) -> str:
     return f"{100 * r['accuracy']:.2f}" + (f"±{100 * r['spread']:.2f}" if r["spread"] is not None else "")
 
 
-def _difference(r: dict[str, Any]) -> str:
-    d = r.get("difference")
+def points(d: dict[str, Any] | None) -> str:
+    """A paired difference in points, mean ± half the interval; empty where there is none."""
     if d is None:
         return ""
     half = f"±{100 * (d['high'] - d['mean']):.2f}" if d["high"] is not None else ""
@@ -143,8 +143,8 @@ rate: spikes per neuron and step. M adds, M mults: million operations an image. 
 
 COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("model", lambda r: r["name"]),
-    ("test %", _accuracy),
-    ("over ce", _difference),
+    ("test %", accuracy),
+    ("over ce", lambda r: points(r.get("difference"))),
     ("gap", lambda r: f"{r['gap_closed']:.0%}" if r.get("gap_closed") is not None else ""),
     ("rate", lambda r: f"{r['rate']:.3f}" if r["rate"] is not None else ""),
     ("M adds", lambda r: f"{r['ac'] / 1e6:.2f}"),

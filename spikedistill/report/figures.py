@@ -82,8 +82,10 @@ def save(figure: Any, folder: Path, name: str) -> None:
             )
 
 
-def accuracies(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """A dot per seed and a bar at the mean of each row's "accuracies" (shares). Networks without spikes are grey."""
+def accuracies(rows: list[dict[str, Any]], path: Path, title: str, baseline: str = "SNN, ce") -> None:
+    """A dot per seed and a bar at the mean of each row's "accuracies" (shares). Networks without spikes are grey, the
+    row called `baseline` is blue.
+    """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -92,7 +94,7 @@ def accuracies(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     axes = figure.subplots()
     for i, row in enumerate(rows):
         values = [100 * a for a in row["accuracies"]]
-        colour = GREY if row["rate"] is None else BLUE if i == 2 else ORANGE
+        colour = GREY if row["rate"] is None else BLUE if row["name"] == baseline else ORANGE
         mean = sum(values) / len(values)
         axes.plot(values, [i] * len(values), "o", color=colour, alpha=0.55, markersize=6, markeredgewidth=0)
         axes.plot([mean, mean], [i - 0.28, i + 0.28], color=colour, linewidth=2.5)

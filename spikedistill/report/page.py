@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spikedistill import data as data_sets
 from spikedistill import runs
 from spikedistill.core.taps import infer
-from spikedistill.report import comparison, energy, figures
+from spikedistill.report import comparison, energy, figures, streams
 from spikedistill.report.activity import activity
 from spikedistill.report.tables import Table
 from spikedistill.spec import SpecError
@@ -148,12 +148,12 @@ def footer(machine: Mapping[str, Any]) -> str:
 def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
     """Run the student, and the teacher where it can be found, over the test data, as the page shows them."""
     student = runs.load(folder)
-    # a setting that this version of the data does not take is of no concern to a picture
-    names = ("root", "valid", "size")
-    data = data_sets.load(config["data"], batch_size=config["batch"], augment="none", **{k: config[k] for k in names})
-    teacher = None
+    how = data_sets.settings_of(config) | {"download": False}
+    data = data_sets.load(config["data"], batch_size=config["batch"], augment="none", valid=config["valid"], **how)
+    teacher, images = None, data_sets.images_of(data)
     if config.get("teacher") and Path(config["teacher"]).exists():
         teacher = runs.load(config["teacher"])
+    shown = images if images is not None and teacher is not None and of_images(config["teacher"], data) else data
     matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
     pairs: list[tuple[Tensor, int, Tensor, Tensor]] = []
     right = seen = 0
@@ -161,7 +161,7 @@ def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> 
         own = infer(student, batch["x"]).logits.float().mean(0)
         y = batch["y"]
         matrix.index_put_((y, own.argmax(1)), torch.ones_like(y), accumulate=True)
-        if teacher is not None:
+        if teacher is not None and shown is data:
             theirs = infer(teacher, batch["x"]).logits.float().mean(0)
             right, seen = right + int((theirs.argmax(1) == y).sum()), seen + len(y)
             differ = (theirs.argmax(1) != own.argmax(1)).nonzero()[:, 0].tolist()
@@ -183,11 +183,17 @@ def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> 
         "pairs": pairs,
         "teacher_accuracy": right / seen if seen else None,
         "activity": measured,
-        "teacher_activity": activity(teacher, held_out, samples=100) if teacher is not None else None,
+        "teacher_activity": activity(teacher, shown.valid or shown.test, samples=100) if teacher is not None else None,
+        "pairs_of_streams": next(iter(data.train)) if images is not None else None,
         "prefix": prefix,
         "by_step": result["test"]["by_step"] if "test" in result else [],
         "licence": data.licence,
     }
+
+
+def of_images(teacher: str, data: Any) -> bool:
+    """Whether a teacher was trained on other inputs than the events, that is on the images they are paired with."""
+    return runs.about(teacher).get("shape", list(data.shape)) != list(data.shape)
 
 
 def frame(x: Tensor, b: int) -> Tensor:
@@ -224,6 +230,13 @@ def sections_of(seen: Mapping[str, Any]) -> list[Section]:
             "Spikes of up to 40 neurons of every layer, evenly spaced; a row is a neuron.",
         )
         sections.append(Section("Spikes", drawn))
+    if (batch := seen["pairs_of_streams"]) is not None:
+        caption = (
+            "What the networks read in training: the image, drawn anew for every sample of events from those of its "
+            "class, and over time the stream of images, before any is replaced, above that of events."
+        )
+        drawn = {"streams": (streams.draw(batch, classes=classes), caption)}
+        sections.append(Section("Images and events", drawn))
     energies = energy.table(measured, seen["teacher_activity"])
     points = [p | {"accuracy": a} for p, a in zip(seen["prefix"], seen["by_step"])]
     drawn = {}

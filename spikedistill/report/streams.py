@@ -29,8 +29,14 @@ def _rgb(colour: str) -> Tensor:
     return torch.tensor([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
 
 
-def picture(batch: Batch, path: str | Path, *, samples: int = 3, classes: Sequence[str] = (), title: str = "") -> Path:
-    """Draw the first `samples` of a batch of `data.Pairs` over time, as SVG, PNG or PDF by the ending of `path`.
+def picture(batch: Batch, path: str | Path, **how: Any) -> Path:
+    """Write what `draw` draws as SVG, PNG or PDF, by the ending of `path`."""
+    draw(batch, **how).savefig(path)
+    return Path(path)
+
+
+def draw(batch: Batch, *, samples: int = 3, classes: Sequence[str] = (), title: str = "") -> Any:
+    """The first `samples` of a batch of `data.Pairs` over time, as a matplotlib Figure.
 
     batch: "x" [T,B,2,H,W], the event stream; optionally "rgb" [B,C,H,W], what a teacher sees, and "source", the hybrid
     stream: [B,C,H,W], an image at every step, or [T,B,C,H,W] where a method has mixed it with events. Each sample has a
@@ -93,5 +99,4 @@ def picture(batch: Batch, path: str | Path, *, samples: int = 3, classes: Sequen
     marks = [Patch(color=c, label=text) for c, text in ((BLUE, "brighter"), (ORANGE, "darker"), ("black", "both"))]
     at = (1 - MARGIN / width, MARGIN / 2 / height)
     figure.legend(handles=marks, loc="lower right", bbox_to_anchor=at, ncols=3, fontsize=8, frameon=False, borderpad=0)
-    figure.savefig(path)
-    return Path(path)
+    return figure

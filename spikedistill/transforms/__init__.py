@@ -17,7 +17,7 @@ from spikedistill.methods.hsd import hsd_convert, hsd_quantise  # 2024 Zhong et 
 from spikedistill.methods.joint_a_snn import factorise  # 2023 Guo et al., Pattern Recognition, arXiv:2305.02099
 from spikedistill.spec import SpecError, bind, near, parse, settings
 from spikedistill.transforms import unstructured_pruning as pruning
-from spikedistill.transforms.rewrite import merge
+from spikedistill.transforms.rewrite import foldable, merge
 from spikedistill.transforms.tt_snn import tt_snn  # 2024 Lee et al., DATE, arXiv:2401.08001
 from spikedistill.transforms.unstructured_pruning import unstructured_pruning  # 2024 Shi et al., ICLR
 
@@ -77,4 +77,4 @@ def _read(text: str, given: Mapping[str, Any]) -> tuple[Callable[..., nn.Module]
     return TRANSFORMS[name], clean, mistakes + wrong
 
 
-__all__ = ["TRANSFORMS", "apply", "apply_spec", "check", "merge", "plan", *TRANSFORMS]
+__all__ = ["TRANSFORMS", "apply", "apply_spec", "check", "foldable", "merge", "plan", *TRANSFORMS]

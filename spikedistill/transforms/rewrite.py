@@ -46,6 +46,11 @@ def merge(model: nn.Module) -> nn.Module:
     return model
 
 
+def foldable(model: nn.Module) -> bool:
+    """Whether `merge` finds something: a rewrite may put other activations in place, which stay."""
+    return any(hasattr(m, "merged") or parametrize.is_parametrized(m) for m in model.modules())
+
+
 def _fold(module: nn.Module, training: bool) -> int:
     count = 0
     for name, child in [*module.named_children()]:
