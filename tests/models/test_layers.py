@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from spikedistill.models.layers import Dropout, Vote, choose, kaiming, make_neuron, sequence, tet_neuron
+from spikedistill.models.layers import (
+    AvgPool2d,
+    Dropout,
+    MaxPool2d,
+    Vote,
+    choose,
+    kaiming,
+    make_neuron,
+    sequence,
+    tet_neuron,
+)
 from spikedistill.neurons import IF, LIF, PLIF, ATan, ReLU, Triangle
 from spikedistill.spec import SpecError
 
@@ -19,6 +29,24 @@ def test_dropout_drops_the_same_at_every_step():
     assert y.unique().tolist() == pytest.approx([0, 1 / 0.6])
     assert 0.3 < (y == 0).float().mean() < 0.5
     assert layer.eval()(x) is x or torch.equal(layer(x), x)
+
+
+HOWS: list[dict[str, Any]] = [
+    *(dict(kernel_size=2), dict(kernel_size=(2, 2)), dict(kernel_size=2, stride=1), dict(kernel_size=3)),
+    *(dict(kernel_size=2, padding=1), dict(kernel_size=2, ceil_mode=True), dict(kernel_size=(2, 1), stride=2)),
+]
+MORE: dict[Any, list[dict[str, Any]]] = {
+    MaxPool2d: [dict(kernel_size=2, dilation=2)],
+    AvgPool2d: [dict(kernel_size=2, divisor_override=3), dict(kernel_size=2, count_include_pad=False)],
+}
+
+
+@pytest.mark.parametrize("layer", [MaxPool2d, AvgPool2d])
+def test_pools_take_every_setting_of_torch(layer):
+    x = torch.randn(3, 2, 5, 9, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    for how in HOWS + MORE[layer]:
+        want = getattr(nn, layer.__name__)(**how)(x.flatten(0, 1)).unflatten(0, (3, 2))
+        assert torch.equal(layer(**how)(x), want), how
 
 
 def test_votes_are_means_of_neighbours():

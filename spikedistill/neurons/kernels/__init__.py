@@ -14,6 +14,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, max_pool2d
 
 from spikedistill.neurons import functional
 from spikedistill.neurons.functional import Number, time_steps
@@ -113,6 +114,23 @@ def norm_neuron(
     batch = norm.training or norm.running_mean is None
     mean, var = _batch_statistics(x, norm) if batch else (norm.running_mean, norm.running_var)
     return _call(x, mean, var, norm.weight, norm.bias, decay, gain, norm.eps, batch, **how, steps=steps)
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """2x2 max pool of [T, B, C, H, W], as torch's to the bit, and with less to keep for the backward pass."""
+    return _pool(x, False)
+
+
+def avg_pool(x: Tensor) -> Tensor:
+    """2x2 average pool, likewise."""
+    return _pool(x, True)
+
+
+def _pool(x: Tensor, mean: bool) -> Tensor:
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
+    if traced or x.ndim != 5 or min(x.shape[-2:]) < 2 or choose(x) is not native:
+        return (avg_pool2d if mean else max_pool2d)(x.flatten(0, 1), 2).unflatten(0, x.shape[:2])
+    return native.Pool.apply(ops.dense(x), mean, torch.is_grad_enabled() and x.requires_grad)
 
 
 def _only_reference(x: Tensor, decay: Number, gain: Number, surrogate: Surrogate) -> bool:

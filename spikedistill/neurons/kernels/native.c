@@ -1,4 +1,4 @@
-/* The fast neurons for processors: BatchNorm's statistics, and norm + neuron forward and backward.
+/* The fast neurons for processors: BatchNorm's statistics, norm + neuron forward and backward, and 2x2 pools.
  *
  * Plain C, no header of torch, no OpenMP pragma: native.py calls `spikedistill_run` with one packed `Args` and hands in
  * the GOMP_parallel of the OpenMP runtime that torch has loaded, so that there is one pool of threads, torch's.
@@ -34,7 +34,7 @@ typedef int64_t i64;
 #define CHUNK 8192   /* elements of one step that a thread takes at a time */
 #endif
 
-enum { FORWARD, BACKWARD, MOMENTS };          /* Args.op */
+enum { FORWARD, BACKWARD, MOMENTS, POOL, UNPOOL };  /* Args.op */
 enum { ATAN, SIGMOID, TRIANGLE, RECTANGLE };  /* Args.kind, as in neurons/surrogate.py */
 enum { SOFT, HARD_ZERO, HARD };               /* reset: by subtraction, to 0, to any potential */
 enum { GRAD_X = 1, GRAD_AFFINE = 2, GRAD_COEFFICIENTS = 4 };
@@ -46,6 +46,7 @@ typedef struct {  /* 8 bytes a field, in the order of native.py */
     const float *weight, *bias;               /* [C] or null */
     float *grad_weight, *grad_bias;           /* [C] or null */
     double *grad_coefficients;                /* [2]: of decay, gain */
+    uint8_t *which;                           /* of a max pool: which of the four was taken, or null */
     i64 op, bf16, steps, steps_x, outer, channels, inner, threads;
     i64 hard, strict, detach, kind, training, need;
     double eps, decay, gain, offset, v_th, rest, parameter;  /* offset = (1 - decay) rest */
@@ -547,15 +548,94 @@ INLINE void moments_chunk(Job *j, i64 chunk, float *scratch)
     else moments_chunk_as(j, chunk, scratch, 0);
 }
 
+/* ---- 2x2 pools: maps are [outer, H = steps, W = inner, C = channels], where NCHW has C = 1 ---------------------------- */
+
+/* n outputs from their four inputs, each `stride`th element of a, b, c, d. The largest is the first of equals, or the last
+ * NaN, as torch chooses it. */
+INLINE void pool(const void *R a, const void *R b, const void *R c, const void *R d, void *R out, int32_t *R which, i64 n,
+                 i64 stride, int mean, int keep, int bf16)
+{
+    for (i64 i = 0; i < n; i++) {
+        float m = load(a, i * stride, bf16), v1 = load(b, i * stride, bf16);
+        float v2 = load(c, i * stride, bf16), v3 = load(d, i * stride, bf16);
+        int32_t k = 0;
+        if (mean) m = (0.0f + m + v1 + v2 + v3) * 0.25f;
+#define LARGER(v, number) { int more = (v > m) | (v != v); m = more ? v : m; k = more ? number : k; }
+        else { LARGER(v1, 1) LARGER(v2, 2) LARGER(v3, 3) }
+#undef LARGER
+        store(out, i, m, bf16);
+        if (keep) which[i] = k;
+    }
+}
+
+/* The gradient of the four from that of n outputs. Zeros are positive, as in torch, which adds to zero. */
+INLINE void unpool(const void *R grad, const int32_t *R which, void *R a, void *R b, void *R c, void *R d, i64 n,
+                   i64 stride, int mean, int bf16)
+{
+    for (i64 i = 0; i < n; i++) {
+        float g = load(grad, i, bf16) * (mean ? 0.25f : 1.0f) + 0.0f;
+        int32_t k = mean ? 0 : which[i];
+        store(a, i * stride, mean || k == 0 ? g : 0.0f, bf16);
+        store(b, i * stride, mean || k == 1 ? g : 0.0f, bf16);
+        store(c, i * stride, mean || k == 2 ? g : 0.0f, bf16);
+        store(d, i * stride, mean || k == 3 ? g : 0.0f, bf16);
+    }
+}
+
+/* Some lines of the small maps. Nothing is read from an odd last row or column, and nothing written to it. What was taken
+ * is a byte in memory and 4 in `which`, one line: bytes among floats would need 64 channels to fill the processor's vectors. */
+INLINE void pool_chunk(Job *j, i64 chunk, float *scratch, int back, int mean, int keep, int bf16)
+{
+    i64 H = j->a.steps / 2, W = j->a.inner / 2, C = j->a.channels, width = bf16 ? 2 : 4, next = C * width;
+    i64 line = j->a.inner * next, runs = C == 1 ? 1 : W, to = least((chunk + 1) * j->rows, j->a.outer * H);
+    const char *large = back ? j->a.out : j->a.x, *small = back ? j->a.grad : j->a.out;
+    int32_t *which = (int32_t *)scratch;
+    for (i64 r = chunk * j->rows; r < to; r++) {
+        uint8_t *R bytes = keep ? j->a.which + r * W * C : NULL;
+        for (i64 i = 0; back && keep && i < W * C; i++) which[i] = bytes[i];
+        for (i64 w = 0; w < runs; w++) {
+            char *a = (char *)large + (r / H * j->a.steps + r % H * 2) * line + 2 * w * next, *b = a + next;
+            char *c = a + line, *d = c + next, *s = (char *)small + (r * W + w) * next;
+            int32_t *k = which + w * C;
+            if (!back && C == 1) pool(a, b, c, d, s, k, W, 2, mean, keep, bf16);
+            else if (!back) pool(a, b, c, d, s, k, C, 1, mean, keep, bf16);
+            else if (C == 1) unpool(s, k, a, b, c, d, W, 2, mean, bf16);
+            else unpool(s, k, a, b, c, d, C, 1, mean, bf16);
+        }
+        for (i64 i = 0; !back && keep && i < W * C; i++) bytes[i] = (uint8_t)which[i];
+    }
+}
+
+INLINE void pool_forward(Job *j, i64 chunk, float *scratch)
+{
+    switch ((j->a.kind ? 4 : 0) | (j->a.which ? 2 : 0) | (j->a.bf16 ? 1 : 0)) {
+#define CASE(k) case k: pool_chunk(j, chunk, scratch, 0, k >> 2, k >> 1 & 1, k & 1); break;
+        CASE(0) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5)
+#undef CASE
+    }
+}
+
+INLINE void pool_backward(Job *j, i64 chunk, float *scratch)
+{
+    switch ((j->a.kind ? 2 : 0) | (j->a.bf16 ? 1 : 0)) {
+#define CASE(k) case k: pool_chunk(j, chunk, scratch, 1, k >> 1, !(k >> 1), k & 1); break;
+        CASE(0) CASE(1) CASE(2) CASE(3)
+#undef CASE
+    }
+}
+
 /* ---- one copy for each kind of processor -------------------------------------------------------------------------- */
 
 #define VERSION(suffix, attribute) \
     attribute static void forward##suffix(Job *j, i64 c, float *s) { forward_chunk(j, c, s); } \
     attribute static void backward##suffix(Job *j, i64 c, float *s) { backward_chunk(j, c, s); } \
-    attribute static void moments##suffix(Job *j, i64 c, float *s) { moments_chunk(j, c, s); }
+    attribute static void moments##suffix(Job *j, i64 c, float *s) { moments_chunk(j, c, s); } \
+    attribute static void pool##suffix(Job *j, i64 c, float *s) { pool_forward(j, c, s); } \
+    attribute static void unpool##suffix(Job *j, i64 c, float *s) { pool_backward(j, c, s); } \
+    static const Body bodies##suffix[] = {forward##suffix, backward##suffix, moments##suffix, pool##suffix, unpool##suffix};
 
 VERSION(_any, )
-static Body bodies[3] = {forward_any, backward_any, moments_any};
+static const Body *bodies = bodies_any;
 
 #if defined(__x86_64__) && defined(__GNUC__)
 VERSION(_avx2, __attribute__((target("avx2"))))
@@ -572,15 +652,15 @@ EXPORT i64 spikedistill_init(void *gomp, i64 level, i64 size)
     __builtin_cpu_init();
     if (level >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-        bodies[0] = forward_avx512, bodies[1] = backward_avx512, bodies[2] = moments_avx512;
+        bodies = bodies_avx512;
         return 2;
     }
     if (level >= 1 && __builtin_cpu_supports("avx2")) {
-        bodies[0] = forward_avx2, bodies[1] = backward_avx2, bodies[2] = moments_avx2;
+        bodies = bodies_avx2;
         return 1;
     }
 #endif
-    bodies[0] = forward_any, bodies[1] = backward_any, bodies[2] = moments_any;
+    bodies = bodies_any;
     (void)level;
     return 0;
 }
@@ -676,6 +756,13 @@ static int run_backward(Job *j)
     return failed;
 }
 
+static int run_pool(Job *j)
+{
+    i64 lines = j->a.outer * (j->a.steps / 2);
+    j->rows = most(1, CHUNK / most(1, j->a.inner * j->a.channels));
+    return loop(j, bodies[j->a.op], (lines + j->rows - 1) / j->rows, (j->a.inner / 2) * j->a.channels);
+}
+
 /* Does what `args` says. Returns 0, or 1 where memory ran out. */
 EXPORT i64 spikedistill_run(const Args *args)
 {
@@ -688,6 +775,7 @@ EXPORT i64 spikedistill_run(const Args *args)
         free(j->partial);
         return failed;
     }
+    if (j->a.op == POOL || j->a.op == UNPOOL) return run_pool(j);
     i64 C = j->a.channels;
     double p = j->a.parameter, c;
     j->decay = (float)j->a.decay, j->gain = (float)j->a.gain, j->offset = (float)j->a.offset;

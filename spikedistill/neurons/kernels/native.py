@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spikedistill.neurons.kernels.ops import How, Norm, channels_last, empty
 
 LIBRARY = Path(__file__).with_name("libnative.so")
-ARGS = struct.Struct("=10q14q7d")  # the fields of Args in native.c
-FORWARD, BACKWARD, MOMENTS = range(3)
+ARGS = struct.Struct("=11q14q7d")  # the fields of Args in native.c
+FORWARD, BACKWARD, MOMENTS, POOL, UNPOOL = range(5)
 LEVELS = {"baseline": 0, "avx2": 1, "avx512": 2}
 
 
@@ -85,21 +86,25 @@ def number(v: float | Tensor) -> float:
 
 
 def run(op, x, norm, how, steps, need=0, grad=None, out=None, d_weight=None, d_bias=None, d_coefficients=None):
-    lib = library()
-    if lib is None:
-        raise RuntimeError("the native neuron kernel was not built")
     outer, C, inner = layout(x, norm is not None)
     statistics = [None] * 4 if norm is None else [vector(v, C) for v in norm[:4]]
     rest = how.v_reset or 0.0
-    args = ARGS.pack(
-        *map(pointer, (x, grad, out, *statistics, d_weight, d_bias, d_coefficients)),
+    send(
+        *map(pointer, (x, grad, out, *statistics, d_weight, d_bias, d_coefficients, None)),
         *(op, x.dtype == torch.bfloat16, steps, len(x), outer, C, inner, torch.get_num_threads()),
         *(how.v_reset is not None, how.strict, how.detach_reset, how.kind, norm is not None and norm.batch, need),
         *(norm.eps if norm else 0.0, number(how.decay), number(how.gain)),
         *(number((1 - how.decay) * rest) if rest else 0.0, how.v_th, rest, how.parameter),
     )
-    if lib.spikedistill_run(args):
-        raise MemoryError("no memory for the buffers of the neuron kernel")
+
+
+def send(*fields: float) -> None:
+    """Run the kernel with the fields of Args."""
+    lib = library()
+    if lib is None:
+        raise RuntimeError("the native neuron kernel was not built")
+    if lib.spikedistill_run(ARGS.pack(*fields)):
+        raise MemoryError("no memory for the buffers of the native kernel")
 
 
 NO_NEURON = How(0.0, 0.0, 0.0, None, False, False, 0, 0.0)
@@ -129,3 +134,42 @@ def backward(
     need = need_x + 2 * need_affine + 4 * need_coefficients
     run(BACKWARD, x, norm, how, len(grad), need, grad, dx, d_weight, d_bias, coefficients)
     return dx, d_weight, d_bias, None if coefficients is None else coefficients.float()
+
+
+class Pool(torch.autograd.Function):
+    """2x2 max pool, or average (`mean`), of a dense [T, B, C, H, W], as torch's to the bit; an odd edge is left out.
+
+    For the backward pass (`keep`) a max pool keeps one byte an output and an average nothing, where torch keeps x and
+    eight bytes an output.
+    """
+
+    @staticmethod
+    def forward(ctx, x, mean, keep):
+        T, B, C, H, W = x.shape
+        last = channels_last(x)
+        shape = (T, B, H // 2, W // 2, C) if last else (T, B, C, H // 2, W // 2)
+        out, which = x.new_empty(shape), x.new_empty(shape, dtype=torch.uint8) if keep and not mean else None
+        pool(POOL, x, out, x, which, mean)
+        ctx.save_for_backward(which)
+        ctx.of = mean, last, x.shape, x.stride()
+        return out.movedim(-1, 2) if last else out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # pyrefly: ignore[bad-override]
+        mean, last, shape, stride = ctx.of
+        dx = torch.empty_strided(shape, stride, dtype=grad.dtype)
+        if shape[-2] % 2 or shape[-1] % 2:
+            dx.zero_()
+        (which,) = ctx.saved_tensors
+        pool(UNPOOL, dx, dx, (grad.movedim(2, -1) if last else grad).contiguous(), which, mean)
+        return dx, None, None
+
+
+def pool(op: int, large: Tensor, out: Tensor, x: Tensor, which: Tensor | None, mean: bool) -> None:
+    """POOL x into out, or UNPOOL the gradient x into out; `large` gives the geometry of the map before the pool."""
+    T, B, C, H, W = large.shape
+    outer, channels = (T * B, C) if channels_last(large) else (T * B * C, 1)
+    pointers = [pointer(t) for t in (x if op == POOL else None, x if op == UNPOOL else None, out)]
+    sizes = (op, out.dtype == torch.bfloat16, H, 1, outer, channels, W, torch.get_num_threads())
+    send(*pointers, *[0] * 7, pointer(which), *sizes, *(0, 0, 0, mean, 0, 0), *[0.0] * 7)
