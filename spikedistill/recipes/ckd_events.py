@@ -176,7 +176,7 @@ def picture(data: Any, path: Path) -> None:
     swapped = batch["swapped"]
     rows = torch.cat([(~swapped).nonzero()[:2, 0], swapped.nonzero()[:1, 0]])
     batch = {name: x[:, rows] if x.ndim == 5 else x[rows] for name, x in batch.items()}
-    streams.picture(batch, path, classes=data.classes, title="Halfway: every other image is replaced by its events")
+    streams.picture(batch, path, classes=data.classes, title="When half of the images are replaced by events")
 
 
 def write(c: Config, rows: list[dict[str, Any]], seconds: float) -> None:
