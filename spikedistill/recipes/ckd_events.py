@@ -136,9 +136,7 @@ def run(c: Config) -> list[dict[str, Any]]:
         raise SpecError(mistakes)
     out = Path(c.out)
     data = distill.load_data(distill.Config.model_validate(events(c) | paired(c)))
-    teach = {name: getattr(c, name) for name in ("epochs", "batch", "precision", "progress")}
-    teach |= {"student": c.teacher, "methods": "ce", "lr": c.teacher_lr, "seed": c.seeds[0]}
-    teacher = distill.distill(data=images(c, data), out=str(out / "teacher"), **teach)
+    teacher = distill.distill(methods="ce", out=str(out / "teacher"), **on_images(c, data))
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in methods(c)}
     for seed in c.seeds:
         for name, method in methods(c).items():
@@ -158,11 +156,16 @@ def run(c: Config) -> list[dict[str, Any]]:
     return rows
 
 
-def images(c: Config, data: Any) -> Any:
-    """What the teacher is trained on: the images, augmented, their classes those of the events."""
+def on_images(c: Config, data: Any) -> dict[str, Any]:
+    """The teacher's run. Where classes are dropped its data have no name, but all that they depend on is recorded."""
+    settings = {name: getattr(c, name) for name in ("epochs", "batch", "precision", "progress")}
+    settings |= {"student": c.teacher, "lr": c.teacher_lr, "seed": c.seeds[0], "augment": c.teacher_augment}
+    if c.pair_classes == "all":
+        return settings | {"data": paired(c)["pair"], "root": c.pair_root, "size": c.pair_size}
     shown = data_sets.images_of(data)
     assert shown is not None
-    return replace(shown, train=replace(shown.train, augment=data_sets.parse(c.teacher_augment)))
+    train = replace(shown.train, augment=data_sets.parse(c.teacher_augment))
+    return settings | paired(c) | {"data": replace(shown, train=train)}
 
 
 def picture(data: Any, path: Path) -> None:
@@ -173,7 +176,7 @@ def picture(data: Any, path: Path) -> None:
     swapped = batch["swapped"]
     rows = torch.cat([(~swapped).nonzero()[:2, 0], swapped.nonzero()[:1, 0]])
     batch = {name: x[:, rows] if x.ndim == 5 else x[rows] for name, x in batch.items()}
-    streams.picture(batch, path, classes=data.classes, title="Halfway: every other image is replaced by its events")
+    streams.picture(batch, path, classes=data.classes, title="When half of the images are replaced by events")
 
 
 def write(c: Config, rows: list[dict[str, Any]], seconds: float) -> None:

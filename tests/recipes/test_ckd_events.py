@@ -42,6 +42,9 @@ def test_table_picture_and_the_same_command_again(small_sets, tmp_path, capsys):
     assert svg.count("<image") == 3 * (1 + 2 * 3) and (out / "ckd_events.svg").exists()  # rgb, hybrid and events over T
     weights = (out / "ckd-1" / "student.safetensors").stat().st_mtime_ns
     assert not start(*words) and (out / "ckd-1" / "student.safetensors").stat().st_mtime_ns == weights
+    capsys.readouterr()
+    assert start(*words, "--teacher-augment", "none") == 2
+    assert "holds a run with other settings (augment: 'flip|shift(2)' there, 'none' now)" in capsys.readouterr().err
 
 
 def test_common_classes_are_those_of_every_row(small_sets, tmp_path):
