@@ -88,7 +88,9 @@ def test_ckd_and_static2dvs(teacher, small_sets, tmp_path):
 def test_the_student_of_hsd_is_evaluated_on_the_frames_it_was_trained_on(small_sets, tmp_path):
     events = ["--data", "fashion-events", "--student", TEACHER]
     run(tmp_path / "ann", *events, "--method", "ce", "--transform", "hsd_quantise(levels=2)")
-    result = run(tmp_path / "snn", *events, "--method", "hsd", "--teacher", str(tmp_path / "ann"), "--hsd.student_frames=(0, 2)")
+    result = run(
+        tmp_path / "snn", *events, "--method", "hsd", "--teacher", str(tmp_path / "ann"), "--hsd.student_frames=(0, 2)"
+    )
     assert len(result["test"]["by_step"]) == 2 and result["teacher_calls"] == 1
 
 
