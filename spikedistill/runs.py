@@ -70,7 +70,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in differs[:6])
 
 
-NEUTRAL = ("out", "overwrite", "progress", "save_every")
+NEUTRAL = ("out", "overwrite", "progress", "save_every", "cache_teacher", "cache_limit")
 """Settings that do not change what is trained."""
 
 

@@ -70,6 +70,8 @@ class Trainee(nn.Module):
             raise ValueError("no pass has grad=True: nothing would be trained")
         self.models = nn.ModuleDict(dict(reversed(trained.values())))
         self.objectives = nn.ModuleDict({k: o for k, (_, o) in self.loss.items() if isinstance(o, nn.Module)})
+        if kept := [name for name, p in self.passes.items() if p.cache and id(p.model) in trained]:
+            raise ValueError(f"pass '{kept[0]}' has a cache, but its model is trained")
         frozen = {id(p.model): p.model for p in self.passes.values() if id(p.model) not in trained}
         self.frozen = [*frozen.values()]
         self.taps: dict[str, list[str]] = {name: [] for name in self.passes}
@@ -116,7 +118,7 @@ class Passes(Mapping[str, Output]):
             p = self.trainee.passes[name]
             if p.x not in self.batch:
                 raise KeyError(f"pass '{name}' reads stream '{p.x}': the batch has {', '.join(self.batch)}")
-            run = call if p.grad else infer
+            run = call if p.grad else p.cache.infer if p.cache else infer
             self.done[name] = run(p.model, self.batch[p.x], p.steps, self.trainee.taps[name])
         return self.done[name]
 

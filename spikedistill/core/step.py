@@ -1,7 +1,8 @@
 """One training step as a table: passes of models over streams of the batch, and what objectives may look at."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -15,6 +16,12 @@ def samples(batch: Batch) -> int:
     return batch["x"].shape[1] if batch["x"].ndim == 5 else len(batch["x"])
 
 
+class Infer(Protocol):
+    """What keeps outputs, such as `spikedistill.cache.Cache`: its `infer` is that of core/taps.py, to the bit."""
+
+    def infer(self, model: nn.Module, x: Tensor, steps: int | None, taps: Sequence[str]) -> Output: ...
+
+
 @dataclass(frozen=True)
 class Pass:
     """A forward pass to make in every step.
@@ -22,12 +29,14 @@ class Pass:
     model: any module that gives logits.  x: the stream of the batch that it reads.
     steps: T where the input is static; None for the model's own.
     grad: True trains the model; False runs it in evaluation mode without a graph.
+    cache: keeps the outputs of a pass without grad, between steps, epochs and runs.
     """
 
     model: nn.Module
     x: str = "x"
     steps: int | None = None
     grad: bool = False
+    cache: Infer | None = None
 
 
 @dataclass(frozen=True)

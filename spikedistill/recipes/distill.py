@@ -21,11 +21,12 @@ from torch import nn
 
 from spikedistill import data as data_sets
 from spikedistill import models, optim, runs, transforms
+from spikedistill.cache import Cache
 from spikedistill.core.evaluate import evaluate
 from spikedistill.core.fit import Stage, Trainee, fit
 from spikedistill.core.plan import MergeError, Plan, Prepare, merge
 from spikedistill.core.schedule import Schedule, cosine, steps, warmup
-from spikedistill.core.step import Batch, Step
+from spikedistill.core.step import Batch, Pass, Step
 from spikedistill.core.taps import TapError, call, eval_mode
 from spikedistill.methods import METHODS
 from spikedistill.report.activity import activity
@@ -105,6 +106,10 @@ class Config(BaseModel):
     """Processes (DDP), one a device; --accelerator cpu takes as many as you like."""
     recompute: bool = False
     """Keep only what lies between the student's stages and compute the rest again in backward: for large T."""
+    cache_teacher: str = ""
+    """Folder where the teacher's outputs are kept between epochs and runs, or "memory" for this run; empty: nowhere."""
+    cache_limit: Annotated[float, Field(gt=0)] = 8.0
+    """GiB that they may take; what is over is computed each time."""
     out: str = "runs/distill"
     """Folder of the run. An interrupted run in it goes on; anything else in it is never overwritten."""
     overwrite: bool = False
@@ -307,8 +312,9 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
     updates = c.epochs * -(-train.batches(fabric.world_size) // c.accumulate)
     stage = Stage(train, **vars(plan), **training(c, student, updates), valid=data.valid)
     rehearse(stage, probe)
-    data, calls = as_prepared(data, plan.prepare, probe), Calls(teacher)
-    stage = replace(stage, prepare=calls.counting(stage.prepare), valid=data.valid)
+    data, calls, cache = as_prepared(data, plan.prepare, probe), Calls(teacher), teacher_cache(c)
+    passes = cached(stage.passes, teacher, cache)
+    stage = replace(stage, passes=passes, prepare=calls.counting(stage.prepare), valid=data.valid)
     runs.reset_peak_memory()
     began = time.perf_counter()
     title = title or f"{out.name} ({'+'.join(parse(m)[0] for m in c.method)})"
@@ -321,6 +327,8 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
     result["wall_seconds"] = time.perf_counter() - began
     result["shape"] = list(data.shape)
     result["teacher_calls"] = calls.report()
+    if cache:
+        result["teacher_cache"] = {"asked": cache.asked, "hits": cache.hits, "full": cache.full}
     result["parameters"] = {
         "student": models.parameters(student),
         "student_in_training": trained,
@@ -453,6 +461,24 @@ class Calls:
     def report(self) -> float | None:
         """Calls a batch of training, over what this process trained; None where it trained nothing."""
         return self.calls / self.batches if self.batches else None
+
+
+def teacher_cache(c: Config) -> Cache | None:
+    """Where the teacher's outputs are kept, if anywhere. SpecError where there is no such place."""
+    try:
+        return (
+            Cache(None if c.cache_teacher == "memory" else c.cache_teacher, c.cache_limit * 2**30)
+            if c.cache_teacher
+            else None
+        )
+    except OSError as error:
+        raise SpecError([f"cache_teacher: cannot write to '{c.cache_teacher}': {error.strerror}"]) from None
+
+
+def cached(passes: Mapping[str, Pass], teacher: nn.Module | None, cache: Cache | None) -> dict[str, Pass]:
+    """The passes, those of a teacher that stays as it is with a cache."""
+    frozen = teacher is not None and not any(p.grad for p in passes.values() if p.model is teacher)
+    return {k: replace(p, cache=cache) if frozen and p.model is teacher else p for k, p in passes.items()}
 
 
 def make_fabric(c: Config) -> Any:

@@ -96,6 +96,42 @@ def test_a_run_folder_runs_again_from_its_config_with_the_same_numbers(pictures,
     assert all(torch.equal(v, b[k]) for k, v in a.items())
 
 
+@pytest.mark.parametrize("where", ["memory", "folder"])
+def test_kept_outputs_of_the_teacher_change_no_number(pictures, teacher, tmp_path, where):
+    plain = ["distill", "--data", pictures, "--teacher", teacher, "--student", STUDENT, "--method", "kd,bkd", *QUICK]
+    plain += ["--epochs", "3", "--augment", "flip", "--valid", "0.2"]
+    del plain[plain.index("--epochs") : plain.index("--epochs") + 2]
+    kept = [*plain, "--cache-teacher", "memory" if where == "memory" else str(tmp_path / "kept")]
+    results = []
+    for name, words in (("plain", plain), ("first", kept), ("second", kept)):
+        cli_ok(*words, "--out", str(tmp_path / name))
+        results.append(json.loads((tmp_path / name / "result.json").read_text()))
+    without, first, second = results
+    for other in (first, second):
+        assert other["valid"] == without["valid"] and other["test"] == without["test"]
+    assert 0 < first["teacher_cache"]["hits"] < first["teacher_cache"]["asked"] and not first["teacher_cache"]["full"]
+    assert without["teacher_calls"] == 1 and "teacher_cache" not in without
+    if where == "folder":
+        assert second["teacher_cache"]["hits"] == second["teacher_cache"]["asked"] and second["teacher_calls"] == 0
+
+
+def test_a_place_for_outputs_that_cannot_be_made_is_named(pictures, teacher, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    words = (
+        "distill",
+        "--data",
+        pictures,
+        "--teacher",
+        teacher,
+        "--method",
+        "kd",
+        "--out",
+        str(tmp_path / "out"),
+        *QUICK,
+    )
+    assert "cache_teacher: cannot write to" in mistakes_of(capsys, *words, "--cache-teacher", str(tmp_path / "file"))
+
+
 @pytest.mark.parametrize("ending", ["toml", "yaml", "json"])
 def test_config_files_mirror_the_flags(pictures, teacher, tmp_path, ending):
     settings = {"data": pictures, "teacher": teacher, "student": STUDENT, "method": ["bkd"], "epochs": 1, "batch": 16}
