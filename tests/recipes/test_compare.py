@@ -91,6 +91,20 @@ def test_runs_of_a_seed_share_initialisation_order_and_augmentation(how, tmp_pat
     assert any(not torch.equal(v, weights["ce-1"][k]) for k, v in weights["ce-0"].items())
 
 
+def test_rows_and_seeds_share_one_cache_of_the_teacher(how, tmp_path):
+    plain = compare.compare("ce; kd", **how, augment="none")
+    kept = dict(cache_teacher=str(tmp_path / "kept"), augment="none", out=str(tmp_path / "again"))
+    shared = compare.compare("ce; kd; soft = kd(tau=8)", **how | kept)
+    assert [row["accuracy"] for row in shared["rows"][:2]] == [row["accuracy"] for row in plain["rows"]]
+    hits = {
+        name: (found["hits"], found["asked"])
+        for name in ("ce-0", "kd-0", "kd-1", "soft-0", "soft-1")
+        for found in [json.loads((tmp_path / "again" / "runs" / name / "result.json").read_text())["teacher_cache"]]
+    }
+    asked = hits["kd-0"][1]
+    assert hits == {"ce-0": (0, 0), "kd-0": (0, asked)} | dict.fromkeys(("kd-1", "soft-0", "soft-1"), (asked, asked))
+
+
 def test_a_comparison_of_processes_shares_out_and_a_killed_one_goes_on(how, tmp_path, capsys):
     words = [f"--{k}={v if k != 'seeds' else '0,1'}" for k, v in how.items() if k not in ("jobs", "progress")]
     command = [sys.executable, "-m", "spikedistill.cli", "compare", "--method", "ce; tet", "--jobs", "2", *words]
