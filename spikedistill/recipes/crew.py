@@ -1,6 +1,5 @@
 """Runs as processes: one job a folder, several side by side, on one machine or many that share the folder."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -46,6 +45,8 @@ def claim(path: Path) -> Iterator[int | None]:
     A process started with the file as one of its own holds the lock too, so that a run whose parent was killed is not
     started a second time while it still goes on.
     """
+    import fcntl  # not on Windows, where comparisons do not run but everything else does
+
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_CREAT | os.O_RDWR)
     try:
