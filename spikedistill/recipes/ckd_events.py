@@ -19,12 +19,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from spikedistill import data as data_sets
-from spikedistill import models, runs
+from spikedistill import models
 from spikedistill.methods.ckd import replace_source
 from spikedistill.recipes import distill
-from spikedistill.recipes.quickstart import accuracy, points, row
-from spikedistill.report import figures, streams, tables
+from spikedistill.report import streams
 from spikedistill.report.paired import difference
+from spikedistill.report.summary import accuracy, many, points, publish, row
 from spikedistill.spec import SpecError
 
 
@@ -181,14 +181,9 @@ def picture(data: Any, path: Path) -> None:
 
 def write(c: Config, rows: list[dict[str, Any]], seconds: float) -> None:
     """The table, on the terminal and in files, and the figure of it."""
-    out, seeds = Path(c.out), f"{len(c.seeds)} seed" + "s" * (len(c.seeds) > 1)
-    title = f"{c.data}, {c.student}, T = {c.steps}, {c.epochs} epochs, {seeds}"
-    about = {"title": title, "config": c.model_dump(), "machine": runs.machine(), "seconds": seconds}
-    runs.write_json(out / "ckd_events.json", about | {"rows": rows})
-    figures.accuracies(rows, out / "ckd_events.svg", title, ALONE)
-    table = tables.Table([head for head, _ in COLUMNS], [[text(r) for _, text in COLUMNS] for r in rows], title)
-    (out / "ckd_events.md").write_text(tables.markdown(table))
-    tables.show(table)
+    title = f"{c.data}, {c.student}, T = {c.steps}, {c.epochs} epochs, {many(len(c.seeds), 'seed')}"
+    about = {"title": title, "config": c.model_dump(), "seconds": seconds}
+    publish(Path(c.out), "ckd_events", about, rows, COLUMNS, ALONE)
     print(LEGEND)
     print(f"{seconds:.0f} s of training.")
 

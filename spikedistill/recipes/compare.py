@@ -32,6 +32,7 @@ from spikedistill.recipes import distill, tuning
 from spikedistill.recipes.crew import Crew, Job, claim
 from spikedistill.report import comparison, energy, tables
 from spikedistill.report.activity import activity
+from spikedistill.report.summary import many
 from spikedistill.spec import SpecError, near, parse
 
 
@@ -491,7 +492,7 @@ def summary(
         notes.append(
             f"{c.tune} trials a row of {c.tune_epochs or c.epochs} epochs chose learning rate and weights on validation"
         )
-    title = f"{c.data}, {c.student}, T = {c.steps}, {_many(c.epochs, 'epoch')}, {_many(len(c.seeds), 'seed')}"
+    title = f"{c.data}, {c.student}, T = {c.steps}, {many(c.epochs, 'epoch')}, {many(len(c.seeds), 'seed')}"
     result = {
         "title": title,
         "baseline": baseline,
@@ -511,10 +512,6 @@ def summary(
     }
     write(result, c)
     return result
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}" + "s" * (count != 1)
 
 
 def settings_of(c: Config, row: Row) -> dict[str, Any]:

@@ -18,9 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from spikedistill import models, runs
 from spikedistill.core.taps import infer
 from spikedistill.recipes import distill
-from spikedistill.recipes.quickstart import accuracy, points, row
-from spikedistill.report import figures, tables
 from spikedistill.report.paired import difference
+from spikedistill.report.summary import accuracy, many, points, publish, row
 from spikedistill.spec import SpecError, parse
 
 
@@ -128,14 +127,9 @@ def run(c: Config) -> list[dict[str, Any]]:
     compare(rows)
     silent = silence(str(out / "teacher"), data) if spiking else None
     seconds = sum(r["train_seconds"] for r in (teacher, *assistants, *chain.from_iterable(students.values())))
-    title = f"{c.data}, {c.encode} encoding, T = {c.steps}, {c.epochs} epochs, {len(c.seeds)} seed"
-    title += "s" * (len(c.seeds) > 1)
-    about = {"title": title, "config": c.model_dump(), "machine": runs.machine(), "seconds": seconds}
-    runs.write_json(out / "distilling_spikes.json", about | {"rows": rows, "teacher_silent": silent})
-    figures.accuracies(rows, out / "distilling_spikes.svg", title, NAMES[0])
-    table = tables.Table([head for head, _ in COLUMNS], [[text(r) for _, text in COLUMNS] for r in rows], title)
-    (out / "distilling_spikes.md").write_text(tables.markdown(table))
-    tables.show(table)
+    title = f"{c.data}, {c.encode} encoding, T = {c.steps}, {c.epochs} epochs, {many(len(c.seeds), 'seed')}"
+    about = {"title": title, "config": c.model_dump(), "seconds": seconds, "teacher_silent": silent}
+    publish(out, "distilling_spikes", about, rows, COLUMNS, NAMES[0])
     print(LEGEND)
     if silent is not None:
         print(f"The teacher's output layer is silent for {silent:.1%} of validation: there it teaches nothing.")

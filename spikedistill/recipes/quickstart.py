@@ -9,15 +9,13 @@ import sys
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from spikedistill import runs
 from spikedistill.recipes import distill
-from spikedistill.report import figures, tables
 from spikedistill.report.paired import difference
+from spikedistill.report.summary import accuracy, many, points, publish, row
 
 
 class Config(BaseModel):
@@ -81,13 +79,9 @@ def run(c: Config) -> list[dict[str, Any]]:
         r["difference"] = vars(difference(r["accuracies"], rows[2]["accuracies"])) if r is not rows[2] else None
         r["gap_closed"] = (r["accuracy"] - floor) / (roof - floor) if roof - floor > SMALLEST_GAP else None
     seconds = sum(r["train_seconds"] for r in chain([teacher], *results.values()))
-    title = f"{c.data}, T = {c.steps}, {c.epochs} epochs, {len(c.seeds)} seed" + "s" * (len(c.seeds) > 1)
-    about = {"title": title, "config": c.model_dump(), "machine": runs.machine(), "seconds": seconds}
-    runs.write_json(out / "quickstart.json", about | {"rows": rows})
-    figures.accuracies(rows, out / "quickstart.svg", title)
-    table = tables.Table([head for head, _ in COLUMNS], [[text(r) for _, text in COLUMNS] for r in rows], title)
-    (out / "quickstart.md").write_text(tables.markdown(table))
-    tables.show(table)
+    title = f"{c.data}, T = {c.steps}, {c.epochs} epochs, {many(len(c.seeds), 'seed')}"
+    about = {"title": title, "config": c.model_dump(), "seconds": seconds}
+    publish(out, "quickstart", about, rows, COLUMNS)
     print(LEGEND)
     print(f"{seconds:.0f} s of training. Table, figure and runs: {out}")
     return rows
@@ -103,36 +97,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "bkd": dict(methods="bkd(weight=5.0, reduction=mean, hidden=32, wsld=0)", lr=4e-2),
 }
 TITLES = {"ce": "SNN, ce", "kd": "SNN, kd", "bkd": "SNN, bkd"}
-
-
-def row(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """One line of the table: means over seeds."""
-    accuracies = [r["test"]["accuracy"] for r in results]
-    operations = [r["activity"]["operations"] for r in results]
-    rates = [r["activity"]["rate"] for r in results]
-    return {
-        "name": name,
-        "accuracies": accuracies,
-        "accuracy": mean(accuracies),
-        "spread": stdev(accuracies) if len(accuracies) > 1 else None,
-        "rate": mean(rates) if rates[0] is not None else None,
-        "ac": mean(o["ac"] for o in operations),
-        "mac": mean(o["mac"] for o in operations),
-        "parameters": results[0]["parameters"]["student"],
-        "seconds": mean(r["train_seconds"] for r in results),
-    }
-
-
-def accuracy(r: dict[str, Any]) -> str:
-    return f"{100 * r['accuracy']:.2f}" + (f"±{100 * r['spread']:.2f}" if r["spread"] is not None else "")
-
-
-def points(d: dict[str, Any] | None) -> str:
-    """A paired difference in points, mean ± half the interval; empty where there is none."""
-    if d is None:
-        return ""
-    half = f"±{100 * (d['high'] - d['mean']):.2f}" if d["high"] is not None else ""
-    return f"{100 * d['mean']:+.2f}{half}"
 
 
 LEGEND = """\

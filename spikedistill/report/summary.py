@@ -1,0 +1,63 @@
+"""What recipes share: a row of means over seeds, and the table of rows, on the terminal and in files."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from spikedistill import runs
+from spikedistill.report import figures, tables
+
+Columns = Sequence[tuple[str, Callable[[dict[str, Any]], str]]]
+"""Head of a column, and the text of a row in it."""
+
+
+def row(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """One line of the table: means over seeds."""
+    accuracies = [r["test"]["accuracy"] for r in results]
+    operations = [r["activity"]["operations"] for r in results]
+    rates = [r["activity"]["rate"] for r in results]
+    return {
+        "name": name,
+        "accuracies": accuracies,
+        "accuracy": mean(accuracies),
+        "spread": stdev(accuracies) if len(accuracies) > 1 else None,
+        "rate": mean(rates) if rates[0] is not None else None,
+        "ac": mean(o["ac"] for o in operations),
+        "mac": mean(o["mac"] for o in operations),
+        "parameters": results[0]["parameters"]["student"],
+        "seconds": mean(r["train_seconds"] for r in results),
+    }
+
+
+def accuracy(r: dict[str, Any]) -> str:
+    return f"{100 * r['accuracy']:.2f}" + (f"±{100 * r['spread']:.2f}" if r["spread"] is not None else "")
+
+
+def points(d: dict[str, Any] | None) -> str:
+    """A paired difference in points, mean ± half the interval; empty where there is none."""
+    if d is None:
+        return ""
+    half = f"±{100 * (d['high'] - d['mean']):.2f}" if d["high"] is not None else ""
+    return f"{100 * d['mean']:+.2f}{half}"
+
+
+def many(count: int, what: str) -> str:
+    """'1 seed', '3 seeds'."""
+    return f"{count} {what}" + "s" * (count != 1)
+
+
+def publish(
+    out: Path, name: str, about: Mapping[str, Any], rows: list[dict[str, Any]], columns: Columns, *base: str
+) -> None:
+    """Write NAME.json, .svg and .md into a folder and show the table.
+
+    about: what goes into the JSON file before the machine and the rows; its "title" heads table and figure.
+    base: the row that the figure sets apart, where it is not the third.
+    """
+    title = about["title"]
+    runs.write_json(out / f"{name}.json", {**about, "machine": runs.machine(), "rows": rows})
+    figures.accuracies(rows, out / f"{name}.svg", title, *base)
+    table = tables.Table([head for head, _ in columns], [[text(r) for _, text in columns] for r in rows], title)
+    (out / f"{name}.md").write_text(tables.markdown(table))
+    tables.show(table)
