@@ -103,8 +103,10 @@ def entries(part: str) -> dict[str, Entry]:
     }
 
 
-def prepared(entry: Entry, batch: int, steps: int) -> tuple[nn.Module, Callable[[], Tensor], Callable[[], None]]:
-    """The network, a forward pass to its loss, and a whole training step."""
+def prepared(
+    entry: Entry, batch: int, steps: int
+) -> tuple[nn.Module, Callable[[], Tensor], Callable[[], None], Callable[[], None]]:
+    """The network, a forward pass to its loss, a whole training step, and inference in between."""
     torch.manual_seed(0)
     x, y = torch.rand(batch, 3, 32, 32), torch.randint(10, (batch,))
     net = entry.build(steps)
@@ -124,10 +126,12 @@ def prepared(entry: Entry, batch: int, steps: int) -> tuple[nn.Module, Callable[
 
     @torch.no_grad()
     def infer() -> None:
+        net.eval()
         with torch.autocast("cpu", torch.bfloat16, enabled=entry.bf16):
             run(x)
+        net.train()
 
-    return net, loss, train if net.training else infer
+    return net, loss, train, infer
 
 
 def network_table(part: str, c: Config) -> list[dict[str, Any]]:
@@ -140,14 +144,14 @@ def network_table(part: str, c: Config) -> list[dict[str, Any]]:
             continue
         try:
             began = time.perf_counter()
-            net, loss, step = prepared(entry, c.batch, c.steps)
-            step()
+            net, loss, train[name], infer[name] = prepared(entry, c.batch, c.steps)
+            train[name]()
             rows[name] = {"name": name, "first_step_s": time.perf_counter() - began}
             if not entry.compile:  # a compiled graph keeps its own buffers, which hooks do not see
                 rows[name]["saved_mib"] = saved_bytes(loss, net) / 2**20
-            train[name], infer[name] = step, evaluation(entry, net, c)
         except Exception as error:  # another library's failure is a line of the table, not the end of it
-            rows.pop(name, None)
+            for found in (rows, train, infer):
+                found.pop(name, None)
             say(f"{part}: '{name}' failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
     say(f"{part}: {len(rows)} networks, training")
     for name, seconds in in_turns(train, c.rounds).items():
@@ -161,22 +165,6 @@ def network_table(part: str, c: Config) -> list[dict[str, Any]]:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 rows[name]["resident_mib"] = pool.apply(growth, (part, name, c.batch, c.steps)) / 2**20
     return [*rows.values()]
-
-
-def evaluation(entry: Entry, net: nn.Module, c: Config) -> Callable[[], None]:
-    """Inference of a network that goes on being trained: its own copy of the mode."""
-    x = torch.rand(c.batch, 3, 32, 32)
-    x = x.to(memory_format=torch.channels_last) if entry.channels_last else x
-    run = torch.compile(net) if entry.compile else net
-
-    @torch.no_grad()
-    def infer() -> None:
-        net.eval()
-        with torch.autocast("cpu", torch.bfloat16, enabled=entry.bf16):
-            run(x)
-        net.train()
-
-    return infer
 
 
 def growth(part: str, name: str, batch: int, steps: int) -> int:
@@ -208,7 +196,7 @@ def steps_table(c: Config) -> list[dict[str, Any]]:
     rows, work = [], {}
     ours = entries("vgg")["ours, auto"]
     for steps in (1, 2, 4, 8, 16, 32):
-        net, loss, train = prepared(ours, 8, steps)
+        net, loss, train, _ = prepared(ours, 8, steps)
         work[str(steps)] = train
         rows.append({"name": f"T = {steps}", "steps": steps, "saved_mib": saved_bytes(loss, net) / 2**20})
     for row, seconds in zip(rows, in_turns(work, max(3, c.rounds // 3), 1).values()):
