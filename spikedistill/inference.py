@@ -1,13 +1,49 @@
 """Answers of a trained student: over all its time steps, as soon as it is sure, or while the events come in."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spikedistill import runs
 from spikedistill.core.taps import infer
+from spikedistill.export.folding import SYNAPSES, fold
 from spikedistill.neurons import Neuron
+
+
+def prepare(model: nn.Module, shape: Sequence[int] | None = None, *, bf16: bool | None = None) -> nn.Module:
+    """A frozen copy of a model that answers faster, with the same layers under the same names.
+
+    Batch norms are folded into the weights before them, weights lie channels last, and convolutions and linear layers
+    compute in bfloat16; membrane potentials stay in float32, and so do the logits. For inference alone: it has no
+    gradient, and what it exports or trains would be the rounded weights.
+
+    shape: (channels, height, width) of an input; without it norms are not folded.  bf16: None for where the processor
+    multiplies it itself. Spikes are those of the model up to rounding, to 8 bits with bf16.
+    """
+    copy = fold(model, torch.zeros(1, *shape, device=_device(model))) if shape else deepcopy(model).eval()
+    copy = copy.requires_grad_(False).to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+    if runs.bf16_is_fast() if bf16 is None else bf16:
+        for module in copy.modules():
+            if isinstance(module, SYNAPSES):
+                module.bfloat16().register_forward_pre_hook(_as_weight)
+        copy.register_forward_hook(_as_float)
+    return copy
+
+
+def _as_weight(synapse: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (args[0].to(synapse.weight.dtype), *args[1:])
+
+
+def _as_float(_model: nn.Module, _args: Any, logits: Tensor) -> Tensor:
+    return logits.float()
+
+
+def _device(model: nn.Module) -> torch.device | None:
+    return next((p.device for p in model.parameters()), None)
 
 
 class _Carrying(nn.Module):

@@ -9,6 +9,7 @@ result.json          the measured result, written last: a folder with it is fini
 """
 
 import json
+import math
 import os
 import platform
 import re
@@ -97,6 +98,12 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def bf16_is_fast() -> bool:
+    """Whether the processor multiplies bf16 itself (AVX-512 BF16 or AMX)."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, so perhaps absent
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
 def reset_peak_memory() -> None:
     """Start measuring anew, where the system can: on Linux and on CUDA."""
     if torch.cuda.is_available():
@@ -182,14 +189,14 @@ def student_file(path: str | Path) -> Path:
     return file
 
 
-def load(
-    path: str | Path, model: nn.Module | None = None, *, fold: bool = False, trust_code: bool = False
-) -> nn.Module:
+def load(path: str | Path, model: nn.Module | None = None, *, fast: bool = True, trust_code: bool = False) -> nn.Module:
     """The trained model of a run folder or student file, in evaluation mode, on the CPU.
 
-    model: the module to fill, for one that was built by your own code.  fold: fold batch norms into the weights before
-    them, for inference (`export.fold`); equal up to rounding.  trust_code: import the file.py that built the student,
-    where its `--student file.py:function` did; nothing else in a file can make anything run.
+    model: the module to fill, for one that was built by your own code; it is returned as it is.  fast: made ready for
+    inference by `inference.prepare`: norms folded, bfloat16 where the processor multiplies it itself, no gradient.
+    fast=False gives the model as it was trained, in float32, to go on training, to distil from or to look into.
+    trust_code: import the file.py that built the student, where its `--student file.py:function` did; nothing else in
+    a file can make anything run.
     Raises SpecError where the file is not ours, is damaged, of a newer version, or does not fit the model.
     """
     from safetensors import SafetensorError
@@ -212,7 +219,14 @@ def load(
     assert model is not None
     _fits(file, model, tensors)
     model.load_state_dict(tensors)
-    return _folded(file, info, model.eval()) if fold else model.eval()
+    if not fast or build is None:
+        return model.eval()
+    from spikedistill.inference import prepare
+
+    try:
+        return prepare(model, shape_of(info))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise SpecError([f"'{file}' does not run on the shape it names, {info['shape']}: {error}"]) from None
 
 
 def _builder(file: Path, info: dict[str, Any], trust_code: bool) -> Callable[[], nn.Module]:
@@ -258,10 +272,9 @@ def _fits(file: Path, model: nn.Module, tensors: dict[str, torch.Tensor]) -> Non
         raise SpecError([f"'{file}' does not fit its model {type(model).__name__}: {'; '.join(sorted(mistakes)[:5])}"])
 
 
-def _folded(file: Path, info: dict[str, Any], model: nn.Module) -> nn.Module:
-    from spikedistill.export import fold
-
+def shape_of(info: dict[str, Any]) -> list[int] | None:
+    """(channels, height, width) of what a student file says it was trained on; None where it does not say."""
     shape = info.get("shape")
-    if not isinstance(shape, list) or not shape or not all(type(n) is int and 0 < n < 65536 for n in shape):
-        raise SpecError([f"'{file}' does not say what its input looks like: load it without fold and use export.fold"])
-    return fold(model, torch.zeros(1, *shape))
+    if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
+        return None
+    return shape if math.prod(shape) <= 2**26 else None  # a damaged file must not take all memory

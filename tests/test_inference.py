@@ -1,10 +1,12 @@
 """Answers step by step are those of the whole sequence."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
 from spikedistill.core.taps import infer
-from spikedistill.inference import Stream, stepwise, whole
+from spikedistill.inference import Stream, prepare, stepwise, whole
 from spikedistill.models import build
 from tests.export.wake import awake
 
@@ -28,6 +30,31 @@ def test_a_stream_of_frames_answers_as_the_whole_sequence(text):
         stream.reset()
     stateless = torch.stack([infer(model, frame[None]).logits[0] for frame in x])
     assert not torch.allclose(stateless[1:], want[1:], atol=1e-3)
+
+
+EVERY = [*MODELS, "ms_resnet18(width=4)", "spikformer(depth=1, dim=16, heads=2)", "qkformer(dim=16, heads=2)",
+         "spike_driven(depth=1, dim=16)", "vggsnn(size=8, widths=((3,), (4,)))", "small(widths=(3, 4), neuron=relu)",
+         "ann_resnet18(width=4)"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", EVERY)
+def test_a_prepared_model_is_the_model_up_to_rounding(text):
+    model, x = student(text), torch.rand(6, 2, 8, 8)
+    want, state = infer(model, x).logits, {k: v.clone() for k, v in model.state_dict().items()}
+    exact, rounded = prepare(model, (2, 8, 8), bf16=False), prepare(model, (2, 8, 8), bf16=True)
+    torch.testing.assert_close(infer(exact, x).logits, want, atol=1e-4, rtol=1e-4)
+    got = infer(rounded, x).logits
+    assert got.dtype == torch.float32 and not torch.equal(got, want)
+    with torch.autocast("cpu", torch.bfloat16):
+        usual = infer(model, x).logits.float()
+    assert (got - want).norm() < 2 * (usual - want).norm() + 0.1 * want.norm()  # untrained: rounding spreads far
+    assert not any(p.requires_grad for net in (exact, rounded) for p in net.parameters())
+    assert (
+        all(torch.equal(v, state[k]) for k, v in model.state_dict().items()) and next(model.parameters()).requires_grad
+    )
+    again = deepcopy(rounded)  # as a Stream does
+    torch.testing.assert_close(infer(again, x).logits, got)
+    assert dict(model.named_children()).keys() == dict(rounded.named_children()).keys()
 
 
 def test_stream_with_part_of_the_batch_and_a_wrong_one():

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import spikedistill
 from spikedistill import models, runs
 from spikedistill.spec import SpecError
+from tests.export.wake import awake
 
 
 @pytest.fixture
@@ -24,9 +25,9 @@ def folder(tmp_path):
 def test_a_student_comes_back_in_evaluation_mode_with_the_same_logits(folder):
     path, model = folder
     x = torch.rand(2, 1, 8, 8)
-    loaded = spikedistill.load(path)
+    loaded = spikedistill.load(path, fast=False)
     assert torch.equal(loaded(x), model.eval()(x)) and not loaded.training and loaded.steps == 3
-    assert torch.equal(spikedistill.load(path / "student.safetensors")(x), model(x))
+    assert torch.equal(spikedistill.load(path / "student.safetensors", fast=False)(x), model(x))
 
 
 def test_a_module_of_your_own_is_filled(tmp_path):
@@ -143,7 +144,7 @@ def test_mutilated_files_are_refused_or_load(folder, data):
         raw = raw or bytearray(b"x")
     (folder[0] / "student.safetensors").write_bytes(raw)
     try:
-        loaded = spikedistill.load(folder[0])
+        loaded = spikedistill.load(folder[0], fast=False)
     except SpecError as error:
         assert "student.safetensors" in str(error)
     else:
@@ -153,12 +154,29 @@ def test_mutilated_files_are_refused_or_load(folder, data):
 GOOD: dict[str, bytes] = {}
 
 
-def test_folded_on_loading(folder):
+def test_loaded_for_inference(folder, monkeypatch):
     path, model = folder
-    with pytest.raises(SpecError, match="does not say what its input looks like"):
-        spikedistill.load(path, fold=True)
-    runs.save(model, path / "student.safetensors", shape=[1, 8, 8])
-    loaded = spikedistill.load(path, fold=True)
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in loaded.modules())
-    x = torch.rand(4, 1, 8, 8)
-    torch.testing.assert_close(loaded(x), model.eval()(x), atol=1e-5, rtol=1e-5)
+    awake(model, x := torch.rand(6, 1, 8, 8))
+    for bf16 in (False, True):
+        monkeypatch.setattr(runs, "bf16_is_fast", lambda bf16=bf16: bf16)
+        for shape in (None, [1, 8, 8]):
+            runs.save(model, path / "student.safetensors", shape=shape)
+            loaded = spikedistill.load(path)
+            assert any(isinstance(m, torch.nn.BatchNorm2d) for m in loaded.modules()) == (shape is None)
+            assert loaded.head.weight.dtype == (torch.bfloat16 if bf16 else torch.float32)
+            assert not any(p.requires_grad for p in loaded.parameters()) and loaded.steps == 3
+            near = dict(atol=0.2, rtol=0) if bf16 else dict(atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(loaded(x), model(x), **near)
+
+
+@pytest.mark.parametrize("shape", [[3, 8, 8], [1, 2], [1, 8, 8, 8, 8, 8]])
+def test_a_shape_that_is_not_the_models_is_refused(folder, shape):
+    runs.save(folder[1], folder[0] / "student.safetensors", shape=shape)
+    with pytest.raises(SpecError, match="does not run on the shape it names"):
+        spikedistill.load(folder[0])
+
+
+@pytest.mark.parametrize("shape", [[1, 60000, 60000], [0, 8, 8], "wide", [], [True, 8, 8]])
+def test_a_shape_that_says_nothing_leaves_the_norms(folder, shape):
+    runs.save(folder[1], folder[0] / "student.safetensors", shape=shape)
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in spikedistill.load(folder[0]).modules())

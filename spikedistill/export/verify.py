@@ -58,6 +58,7 @@ class Comparison:
     before: int = 0  # right answers of the student
     after: int = 0  # and of the file
     fault: str | None = None
+    folded: "Comparison | None" = None  # the same against the student with its norms folded
 
     def lines(self) -> list[str]:
         """The figures, a line each."""
@@ -71,6 +72,11 @@ class Comparison:
         out.append(f"  logits differ by at most {self.logits:.2g} in those")
         if self.samples:
             out.append(f"  accuracy {self.before / self.samples:.2%} before, {self.after / self.samples:.2%} after")
+        if self.folded:
+            exact, logits = self.folded.exact, self.folded.logits
+            out.append(
+                f"  with the student's norms folded too: {exact} equal in every spike, logits within {logits:.2g}"
+            )
         return out + ([f"  MISMATCH: {self.fault}"] if self.fault else [])
 
 
@@ -114,22 +120,20 @@ def check(
     read: Callable[[Tensor], Trace],
     reader: str,
     tolerance: float = 1e-4,
+    folded: nn.Module | None = None,
 ) -> Comparison:
     """Compare a reader of the written file with the student it was made from.
 
     batches: {"x", "y"}, with as many time steps as were written.  read: x -> Trace, its spikes named as the student's
-    layers.  tolerance: of logits, relative to the largest.  Stops at the first fault.
+    layers.  tolerance: of logits, relative to the largest.  folded: the student as `fold` left it, to be compared in
+    the same pass: where only the unfolded one differs, folding rounded.  Stops at the first fault.
     """
-    found = Comparison(reader)
+    found = Comparison(reader, folded=Comparison(reader) if folded else None)
     for batch in batches:
-        x, y = batch["x"], batch["y"]
-        want, currents = reference(model, x)
-        got = read(x)
-        found.fault = compare(model, want, got, currents, found, tolerance)
-        found.samples += len(y)
-        found.before += int((want.logits.mean(0).argmax(-1) == y).sum())
-        if got.logits.shape == want.logits.shape:
-            found.after += int((got.logits.mean(0).argmax(-1) == y).sum())
+        got = read(batch["x"])
+        for net, of in ((model, found), (folded, found.folded)):
+            if net is not None and of is not None:
+                add(of, net, got, batch, tolerance)
         if found.fault:
             return found
     for name, layer in found.layers.items():
@@ -140,10 +144,21 @@ def check(
     return found
 
 
+def add(found: Comparison, model: nn.Module, got: Trace, batch: dict[str, Tensor], tolerance: float) -> None:
+    """Add a batch to `found`."""
+    y = batch["y"]
+    want, currents = reference(model, batch["x"])
+    found.fault = compare(model, want, got, currents, found, tolerance)
+    found.samples += len(y)
+    found.before += int((want.logits.mean(0).argmax(-1) == y).sum())
+    if got.logits.shape == want.logits.shape:
+        found.after += int((got.logits.mean(0).argmax(-1) == y).sum())
+
+
 def compare(
     model: nn.Module, want: Trace, got: Trace, currents: dict[str, Tensor], found: Comparison, tolerance: float
 ) -> str | None:
-    """Add a batch to `found`; the fault where there is one."""
+    """Count the spikes and logits of a batch in `found`; the fault where there is one."""
     if got.logits.shape != want.logits.shape:
         return f"logits are {list(got.logits.shape)}, the student's {list(want.logits.shape)}"
     if lacking := [name for name in want.spikes if name not in got.spikes]:

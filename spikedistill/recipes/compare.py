@@ -550,7 +550,7 @@ def references(
     if c.teacher and Path(c.teacher).exists():
         data = distill.load_data(c)
         data = distill.seen_by_teacher(data, [name for row in rows for name in row.methods])
-        teacher = activity(runs.load(c.teacher), data.valid or data.test, samples=50)
+        teacher = activity(runs.load(c.teacher, fast=False), data.valid or data.test, samples=50)
     return energy.table(measured, teacher)
 
 

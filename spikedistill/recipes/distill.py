@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -365,7 +365,8 @@ def networks(
         models.recompute(student)
     if teacher is None and c.teacher:
         trained, shown = Path(c.teacher).exists(), data if shown is None else shown
-        teacher = runs.load(c.teacher, trust_code=True) if trained else models.build(c.teacher, **image(shown))
+        load = partial(runs.load, fast=False, trust_code=True)
+        teacher = load(c.teacher) if trained else models.build(c.teacher, **image(shown))
         known = runs.about(c.teacher).get("classes") if trained and shown is not data else None
         if known and known != [*shown.classes]:
             theirs = f"{shown.name} has {_some(shown.classes)}; train it on these images"
@@ -499,13 +500,7 @@ def precision(c: Config) -> Literal["32-true", "bf16-mixed"]:
         return c.precision
     if c.accelerator != "cpu" and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    return "bf16-mixed" if bf16_is_fast() else "32-true"
-
-
-def bf16_is_fast() -> bool:
-    """Whether the processor multiplies bf16 itself (AVX-512 BF16 or AMX)."""
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, so perhaps absent
-    return any(getattr(torch.cpu, check, bool)() for check in checks)
+    return "bf16-mixed" if runs.bf16_is_fast() else "32-true"
 
 
 def training(c: Config, student: nn.Module, updates: int) -> dict[str, Any]:

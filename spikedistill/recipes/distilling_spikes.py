@@ -154,7 +154,7 @@ def heads_spike(c: Config, data: Any) -> None:
 
 def silence(folder: str, data: Any) -> float:
     """Share of validation samples for which no output neuron of a network ever spikes."""
-    model = runs.load(folder, trust_code=True)
+    model = runs.load(folder, fast=False, trust_code=True)
     counts = torch.cat([infer(model, batch["x"]).logits.sum((0, 2)) for batch in data.valid])
     return float((counts == 0).float().mean())
 

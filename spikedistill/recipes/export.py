@@ -62,7 +62,7 @@ def run(c: Config) -> dict[str, str]:
     """Write, check, and print what was found. Returns {"file", ...}; raises Mismatch where the check fails."""
     from spikedistill import export
 
-    form, student = export.form(c.to), runs.load(c.run, trust_code=c.trust_code)
+    form, student = export.form(c.to), runs.load(c.run, fast=False, trust_code=c.trust_code)
     source = runs.student_file(c.run)
     out = Path(c.out) if c.out else source.with_name(source.stem + form.EXTENSION)
     mistakes = form.needs()
@@ -96,16 +96,10 @@ def run(c: Config) -> dict[str, str]:
         folded = export.fold(student, example)
         read_how = {"steps": getattr(student, "steps", None)} if c.to == "nir" else {}
         for reader, read in form.readers(temporary, **read_how).items():
-            found = export.check(student, batches(test, c.samples), read, reader, form.TOLERANCE)
+            found = export.check(student, batches(test, c.samples), read, reader, form.TOLERANCE, folded)
             print("\n".join(found.lines()))
             if found.fault:
                 raise export.Mismatch(f"{reader} does not compute what the student does: {found.fault}")
-            same = export.check(folded, batches(test, c.samples), read, reader, form.TOLERANCE)
-            print(
-                f"  against the student with its norms folded: {same.exact} of {same.samples} samples equal in every",
-                end="",
-            )
-            print(f" spike, logits within {same.logits:.2g}")
         if c.to == "nir" and (why := form.why_not_snntorch(temporary)):
             print(f"snnTorch was not asked: {why}")
         os.replace(temporary, out)
@@ -197,23 +191,13 @@ def retrain(c: Config, student: nn.Module) -> nn.Module:
     copy.load_state_dict(student.state_dict())
     folder = Path(c.run) if Path(c.run).is_dir() else Path(c.run).parent
     out = c.retrained or str(folder.with_name(folder.resolve().name + f"-{c.retrain_for}"))
-    keep = (
-        "data",
-        "root",
-        "size",
-        "valid",
-        "batch",
-        "augment",
-        "optimizer",
-        "weight_decay",
-        "seed",
-        "precision",
-        "steps",
-    )
-    how = {k: settings[k] for k in keep if settings.get(k) is not None}
-    how |= {"data": c.data or how.get("data"), "root": c.root or how.get("root")}
+    keep = ("valid", "batch", "augment", "optimizer", "weight_decay", "seed", "precision", "steps")
+    how = {k: settings[k] for k in ("data", *keep) if settings.get(k) is not None}
+    if settings.get("data") and c.data in (None, settings["data"]):
+        how |= {k: v for k, v in data_sets.settings_of(settings).items() if v is not None}
+    how |= {k: v for k, v in (("data", c.data), ("root", c.root)) if v}
     how["lr"] = settings.get("lr", 0.01) / 5  # it starts trained
     print(f"fine-tuning a copy with hard reset for {c.epochs} epochs, taught by the student, in {out}")
     result = distill.distill(student=copy, teacher=student, methods="kd", epochs=c.epochs, out=out, **how)
     print(f"test accuracy of the fine-tuned student {result['test']['accuracy']:.2%}")
-    return runs.load(out, trust_code=c.trust_code)
+    return runs.load(out, fast=False, trust_code=c.trust_code)

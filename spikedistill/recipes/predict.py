@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spikedistill import runs
 from spikedistill.data.folders import Pictures
-from spikedistill.inference import Stream, stepwise, whole
+from spikedistill.inference import Stream, prepare, stepwise, whole
 from spikedistill.recipes import export
 from spikedistill.spec import SpecError
 
@@ -46,8 +46,8 @@ class Config(BaseModel):
     """Feed one time step after another, as an event camera would."""
     batch: Annotated[int, Field(ge=1)] = 64
     """Samples at a time."""
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """bf16-mixed: faster where the processor multiplies bfloat16 itself."""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """auto: bf16-mixed where the processor multiplies bfloat16 itself, which is twice as fast, else 32-true."""
     trust_code: bool = False
     """Import the file.py that built the student, where one did."""
     out: str | None = None
@@ -58,7 +58,9 @@ class Config(BaseModel):
 
 def run(c: Config) -> dict[str, Any]:
     """Answer, print and write. Returns {"answers": [{"sample", "label", "confidence", "steps", ...}], ...}."""
-    model, about = runs.load(c.run, trust_code=c.trust_code), runs.about(c.run)
+    bf16 = {"auto": None, "32-true": False, "bf16-mixed": True}[c.precision]
+    about = runs.about(c.run)
+    model = prepare(runs.load(c.run, fast=False, trust_code=c.trust_code), runs.shape_of(about), bf16=bf16)
     out = Path(c.out) if c.out else None
     mistakes = []
     if out and out.suffix not in (".csv", ".json"):
@@ -90,8 +92,7 @@ def run(c: Config) -> dict[str, Any]:
                 raise SpecError([f"steps: {c.steps} will not do: the samples have {len(x)} frames"])
             x = x[: c.steps]
         steps = len(x) if x.ndim == 5 else c.steps or trained or 1
-        with torch.autocast("cpu", torch.bfloat16, enabled=c.precision == "bf16-mixed"):
-            found = stepwise(stream, x, steps, c.confidence) if stream else whole(model, x, steps)
+        found = stepwise(stream, x, steps, c.confidence) if stream else whole(model, x, steps)
         for i, name in enumerate(names):
             label = int(found.label[i])
             answer = {"sample": name, "label": classes[label] if label < len(classes) else label}

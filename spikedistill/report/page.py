@@ -147,12 +147,12 @@ def footer(machine: Mapping[str, Any]) -> str:
 
 def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
     """Run the student, and the teacher where it can be found, over the test data, as the page shows them."""
-    student = runs.load(folder)
+    student = runs.load(folder, fast=False)
     how = data_sets.settings_of(config) | {"download": False}
     data = data_sets.load(config["data"], batch_size=config["batch"], augment="none", valid=config["valid"], **how)
     teacher, images = None, data_sets.images_of(data)
     if config.get("teacher") and Path(config["teacher"]).exists():
-        teacher = runs.load(config["teacher"])
+        teacher = runs.load(config["teacher"], fast=False)
     shown = images if images is not None and teacher is not None and of_images(config["teacher"], data) else data
     matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
     pairs: list[tuple[Tensor, int, Tensor, Tensor]] = []

@@ -77,7 +77,7 @@ def test_teacher_then_student_by_two_methods(pictures, teacher, tmp_path, capsys
     result = json.loads((out / "result.json").read_text())
     assert result["test"]["samples"] == 6 and len(result["test"]["by_step"]) == 2
     assert "once" in result["test"]["touched"] and result["valid"]["samples"] == 6
-    assert result["parameters"]["student"] == sum(p.numel() for p in spikedistill.load(out).parameters())
+    assert result["parameters"]["student"] == sum(p.numel() for p in spikedistill.load(out, fast=False).parameters())
     assert result["parameters"]["training_only"] == 2 * (9 * 6**2 + 6)
     assert set(result["activity"]["layers"]) == {"stem.neuron", "stage2.1.neuron"}
     assert result["train_seconds"] > 0 and result["peak_memory_bytes"] > 1e6
@@ -92,7 +92,7 @@ def test_a_run_folder_runs_again_from_its_config_with_the_same_numbers(pictures,
     words = ["--data", pictures, "--teacher", teacher, "--student", STUDENT, "--method", "bkd(blur=0.3)", *QUICK]
     cli_ok("distill", *words, "--out", str(first))
     cli_ok("distill", "--config", str(first), "--out", str(again))
-    a, b = (spikedistill.load(p).state_dict() for p in (first, again))
+    a, b = (spikedistill.load(p, fast=False).state_dict() for p in (first, again))
     assert all(torch.equal(v, b[k]) for k, v in a.items())
 
 
@@ -327,7 +327,7 @@ def test_two_processes_from_the_command_line(pictures, tmp_path):
     subprocess.run(command, check=True, timeout=180, capture_output=True, env=env)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["processes"] == 2 and result["test"]["samples"] == 6
-    assert runs.load(tmp_path / "run").head.out_features == 3
+    assert runs.load(tmp_path / "run", fast=False).head.out_features == 3
 
 
 def test_timing_of_help_and_import():
@@ -347,13 +347,16 @@ def test_a_rewritten_student_is_folded_back_and_loads(pictures, teacher, tmp_pat
     texts = ["tt_snn(rank=1)", "unstructured_pruning(mean=0.1, std=0.1, search=0.5)"]
     result = distill(**how, methods="bkd", transform=texts, out=str(tmp_path / "both"))
     assert result["parameters"]["student_in_training"] != plain["student"]
-    student = runs.load(tmp_path / "both")
+    student = runs.load(tmp_path / "both", fast=False)
     assert type(student.get_submodule("stage2.1.conv")).__name__ == "Conv2d"
     metrics = (tmp_path / "both" / "metrics.jsonl").read_text()
     assert '"synops"' in metrics
     joint = distill(**how | {"teacher": None}, methods="joint_a_snn", out=str(tmp_path / "joint"))
     assert joint["parameters"]["student"] == plain["student"] < joint["parameters"]["student_in_training"]
-    assert runs.load(tmp_path / "joint").state_dict().keys() == runs.load(tmp_path / "plain").state_dict().keys()
+    assert (
+        runs.load(tmp_path / "joint", fast=False).state_dict().keys()
+        == runs.load(tmp_path / "plain", fast=False).state_dict().keys()
+    )
 
 
 def test_prunes_with_stds(pictures, teacher, tmp_path, capsys):
@@ -361,7 +364,7 @@ def test_prunes_with_stds(pictures, teacher, tmp_path, capsys):
     text = mistakes_of(capsys, "distill", *words, "--optimizer", "stds(curv=linear)", "--out", str(tmp_path / "x"))
     assert "--select last" in text and "did you mean 'curve'" in text
     cli_ok("distill", *words, "--optimizer", "stds(threshold=0.2)", "--select", "last", "--out", str(tmp_path / "y"))
-    assert 0.1 < optim.sparsity(runs.load(tmp_path / "y")) < 1
+    assert 0.1 < optim.sparsity(runs.load(tmp_path / "y", fast=False)) < 1
 
 
 def test_frames_are_counted_by_their_second_axis(tmp_path):
@@ -379,6 +382,6 @@ def test_recomputing_changes_no_number(pictures, tmp_path, monkeypatch):
         out = tmp_path / f"run{len(flags)}"
         command = ["distill", "--data", pictures, "--student", STUDENT, "--method", "ce", "--out", str(out), *QUICK]
         cli_ok(*command, *flags)
-        results.append(spikedistill.load(out).state_dict())
+        results.append(spikedistill.load(out, fast=False).state_dict())
         assert len(asked) == len(flags)
     assert all(torch.equal(v, results[1][k]) for k, v in results[0].items())

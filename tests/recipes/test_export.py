@@ -83,7 +83,7 @@ def test_a_soft_reset_is_told_and_retrained(soft, tmp_path, capsys):
     ok("export", str(soft), "--to", "nir", "--retrain-for", "nir", "--epochs", "1", "--out", str(out))
     text = capsys.readouterr().out
     assert "fine-tuning a copy" in text and "written and checked" in text and out.exists()
-    tuned = runs.load(f"{soft}-nir")
+    tuned = runs.load(f"{soft}-nir", fast=False)
     assert (
         tuned.stem.neuron.v_reset == 0.0 and tuned.stem.neuron.strict and tuned.stem.neuron.coefficients() == (0.5, 1.0)
     )
