@@ -40,7 +40,7 @@ def main(data="fashion-mini", epochs=2, out="runs/spikingjelly"):
     name = f"{__file__}:student"
     result = sd.distill(student=name, teacher=teacher, methods="bkd", out=f"{out}/student", precision="32-true", **how)
     print(f"test accuracy {result['test']['accuracy']:.2%}")
-    return sd.load(f"{out}/student", trust_code=True)  # it is this file that builds it
+    return sd.load(f"{out}/student", fast=False, trust_code=True)  # it is this file that builds it
 
 
 if __name__ == "__main__":

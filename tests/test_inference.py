@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from spikedistill.core.taps import infer
+from spikedistill.export import fold
 from spikedistill.inference import Stream, prepare, stepwise, whole
 from spikedistill.models import build
 from tests.export.wake import awake
@@ -83,3 +84,9 @@ def test_stepwise_is_whole_and_stops_each_sample_when_sure(frames):
         assert early.steps[i] == t + 1 and early.label[i] == logits[t, i].argmax()
         torch.testing.assert_close(early.confidence[i], sure[t, i])
     assert early.steps.min() >= 1 and early.steps.float().mean() < 4
+
+
+def test_rounded_weights_are_not_exported():
+    rounded = prepare(student(MODELS[0]), bf16=True)
+    with pytest.raises(ValueError, match=r"load\(run, fast=False\)"):
+        fold(rounded, torch.rand(1, 2, 8, 8))

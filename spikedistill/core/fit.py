@@ -151,6 +151,8 @@ def _batches(data: Iterable[Batch], world: int) -> int:
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     """Weights, and (without weight decay) what has at most one axis: biases, norms, leaks."""
     trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        raise TrainingError("there is nothing to train, every parameter is frozen: load a run with fast=False to go on")
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim > 1]},
         {"params": [p for p in trained if p.ndim <= 1]},

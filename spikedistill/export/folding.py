@@ -24,8 +24,10 @@ def fold(model: nn.Module, x: Tensor) -> nn.Module:
     """A folded copy in evaluation mode. x: an input of the model; its values do not matter, only the way they take.
 
     A norm is folded where its input is what one convolution or linear layer returned, both being called once; other
-    norms stay. Dropout is removed.
+    norms stay. Dropout is removed. Raises ValueError for a model whose weights are rounded to bfloat16 already.
     """
+    if any(m.weight.dtype == torch.bfloat16 for m in model.modules() if isinstance(m, SYNAPSES)):
+        raise ValueError("the weights are rounded to bfloat16: take load(run, fast=False), which gives those trained")
     copy = deepcopy(model).eval()
     names = {module: name for name, module in copy.named_modules()}
     returned: list[tuple[nn.Module, Tensor]] = []

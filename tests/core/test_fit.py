@@ -267,3 +267,11 @@ def test_time_is_counted_over_interruptions(tmp_path):
     began = time.perf_counter()
     result = fit(s, tmp_path, progress=False)
     assert 0 < result["seconds"] <= time.perf_counter() - began
+
+
+def test_a_frozen_student_is_said_to_be_frozen():
+    _, work = stage()
+    for module in (*(p.model for p in work.passes.values()), *(term for _, term in work.loss.values())):
+        module.requires_grad_(False)
+    with pytest.raises(TrainingError, match="every parameter is frozen"):
+        fit(work)
