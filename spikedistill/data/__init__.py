@@ -16,7 +16,7 @@ from .batches import Batch, DataError, Files, MissingData, Tensors
 from .encode import ENCODINGS, encoded
 from .events import from_events
 from .splits import Data, Split, from_dataset, from_tensors, hold_out, statistics
-from .streams import Pairs, images_of, paired
+from .streams import Pairs, fewer, images_of, paired
 
 __all__ = [
     "ENCODINGS",
@@ -89,6 +89,7 @@ def load(
     pair_root: str | Path | None = None,
     pair_size: int | None = None,
     pair_classes: str = "all",
+    train_share: float = 1.0,
 ) -> Data:
     """A data set by name.
 
@@ -100,17 +101,24 @@ def load(
     of images, how they become spikes over `steps` steps (direct, bernoulli, poisson: see data/encode.py).
     pair: the name of a set of images of the same classes, which events are to be paired with for training; pair_root,
     pair_size: root and size of it; pair_classes: "common" drops classes that are in one of the two only. Those images
-    are not augmented. Raises DataError (MissingData where files are missing).
+    are not augmented. train_share: of the training samples, the same share of every class is used; with `pair`, of the
+    events alone. Raises DataError (MissingData where files are missing).
     """
     _known(name)
+    _share(train_share)
     _size(name, size)
     _frames(name, steps, frames, encode)
     _pair(name, pair, pair_classes)
     if pair is not None:
         how = {"valid": valid, "seed": seed, "batch_size": batch_size, "workers": workers}
-        clips = load(name, root=root, augment=augment, size=size, steps=steps, frames=frames, **how)
+        less = {"steps": steps, "frames": frames, "train_share": train_share}
+        clips = load(name, root=root, augment=augment, size=size, **less, **how)
         still = load(pair, root=pair_root, size=pair_size, download=download, augment="none", **how)
         return paired(clips, still, pair_classes)
+    if train_share < 1:
+        how = {"valid": valid, "seed": seed, "batch_size": batch_size, "augment": augment, "workers": workers}
+        how |= {"download": download, "encode": encode, "steps": steps, "frames": frames}
+        return fewer(load(name, root=root, size=size, **how), train_share)
     if encode != "direct":
         how = {"valid": valid, "seed": seed, "batch_size": batch_size, "augment": augment, "workers": workers}
         return encoded(load(name, root=root, size=size, download=download, **how), encode, steps or 4)
@@ -140,6 +148,7 @@ def check(
     pair_root: str | Path | None = None,
     pair_size: int | None = None,
     pair_classes: str = "all",
+    train_share: float = 1.0,
 ) -> list[str]:
     """What `load` would complain of, as far as can be seen without reading the images. Empty: nothing."""
 
@@ -159,6 +168,7 @@ def check(
         lambda: _size(name, size),
         lambda: _frames(name, steps, frames, encode),
         lambda: _pair(name, pair, pair_classes),
+        lambda: _share(train_share),
         lambda: suits(parse(augment), has_steps(name)) if isinstance(augment, str) and augment != "default" else None,
         source,
     ):
@@ -172,6 +182,7 @@ def check(
 
 
 SETTINGS = ("root", "size", "download", "frames", "encode", "pair", "pair_root", "pair_size", "pair_classes")
+SETTINGS += ("train_share",)
 
 
 def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,6 +190,11 @@ def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: run[name] for name in SETTINGS if name in run}
     timed = has_steps(run["data"]) or run.get("encode", "direct") != "direct"
     return given | ({"steps": run["steps"]} if timed and "steps" in run else {})
+
+
+def _share(share: float) -> None:
+    if not 0 < share <= 1:
+        raise DataError(f"train_share must be above 0 and at most 1, not {share!r}")
 
 
 def _folder(name: str, root: str | Path | None) -> Path:

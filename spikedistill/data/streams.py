@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batches import Batch, DataError, Files, Tensors, generator, mix
-from .splits import Data, Split
+from .splits import Data, Split, hold_out
 
 
 def as_source(images: Tensor, shape: Sequence[int]) -> Tensor:
@@ -80,6 +80,13 @@ def only(data: Data, classes: Sequence[str]) -> Data:
 
     valid = None if data.valid is None else part(data.valid)
     return replace(data, train=part(data.train), valid=valid, test=part(data.test), classes=tuple(classes))
+
+
+def fewer(data: Data, share: float) -> Data:
+    """The same data with a share of the training samples, always the same ones: of every class, rounded."""
+    rows = hold_out(labels_of(data.train).cpu(), share)[1]
+    less = _rows(data.train, rows, drop_last=data.train.drop_last and len(rows) >= data.train.batch_size)
+    return replace(data, train=less)
 
 
 def _rows(split: Split, rows: Tensor, **how: Any) -> Split:

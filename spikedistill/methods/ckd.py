@@ -100,6 +100,7 @@ def ckd(
     steepness: Positive = 60.0,
     align: NonNegative = 0.5,
     exponent: Positive = 3.0,
+    regularise: bool = True,
     lam: Share = 1e-3,
     phi: float = 0.5,
     steps: Count | None = None,
@@ -119,6 +120,7 @@ def ckd(
     steepness: k of the logistic.
     align: weight of the alignment of the two streams.
     exponent: of the chance that an image is replaced, as progress grows.
+    regularise: learned weights of the time steps; False has 1 everywhere.
     lam: share of the mean-square term of the labels.  phi: what it draws the logits to.
     steps: time steps of the events, None for those of the student.
     feature: tap to align; empty for the potentials of the last spiking layer.
@@ -130,7 +132,7 @@ def ckd(
     curve = {"logistic": phase(on, off, middle, steepness), "step": phase(middle, middle), "constant": lambda p: 1.0}
     chance, w = power(exponent), curve[phases]
     feature = potential(student, feature, "ckd")
-    weights = StepWeights(steps or getattr(student, "steps", 1))
+    weights = StepWeights(steps or getattr(student, "steps", 1), regularise)
     head = None
     if not shared_head:
         tap, channels = published(student, tap, "student")

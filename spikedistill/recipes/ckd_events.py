@@ -49,6 +49,8 @@ class Config(BaseModel):
     """common drops classes that only the events or only the images have."""
     augment: str = "default"
     """Augmentation of the events."""
+    train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training events that is used, where they are to be few; the images are all used."""
     teacher_augment: str = "flip|shift(2)"
     """Augmentation of the images that the teacher is trained on; the student's are as they are."""
     teacher: str = "small(widths=(32, 64, 128), depth=2, neuron=relu)"
@@ -120,7 +122,19 @@ def check(c: Config) -> tuple[None, list[str]]:
 
 def events(c: Config) -> dict[str, Any]:
     """What every run on events has."""
-    names = ("data", "root", "size", "augment", "steps", "epochs", "batch", "lr", "precision", "progress")
+    names = (
+        "data",
+        "root",
+        "size",
+        "augment",
+        "train_share",
+        "steps",
+        "epochs",
+        "batch",
+        "lr",
+        "precision",
+        "progress",
+    )
     return {name: getattr(c, name) for name in names}
 
 

@@ -62,6 +62,8 @@ class Config(BaseModel):
     """Height and width that these images are brought to, where they are of a folder."""
     pair_classes: Literal["all", "common"] = "all"
     """common drops classes that only the events or only the images have; all says which they are."""
+    train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training samples that is used, the same of every class; of pairs, of the events alone."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that decode images, where they do not fit in memory."""
     teacher: str | None = None

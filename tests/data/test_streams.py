@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spikedistill.data import DataError, Pairs, from_dataset, from_events, from_tensors, streams
+from spikedistill.data import (
+    DataError,
+    Pairs,
+    check,
+    from_dataset,
+    from_events,
+    from_tensors,
+    images_of,
+    load,
+    streams,
+)
 
 NAMES = ("cat", "dog", "fox")
 
@@ -170,3 +180,16 @@ def test_errors():
     silent = from_dataset(Listed(silent, targets=False), Listed(silent), NAMES, (3, 12, 12), valid=0)
     with pytest.raises(DataError, match="labels of a Listed are not known"):
         Pairs(events(), silent)
+
+
+def test_a_share_of_the_training_samples_is_of_every_class_and_always_the_same():
+    every, few = load("fashion-mini"), load("fashion-mini", train_share=0.1, seed=5)
+    assert few.train.samples == 720 and few.train.labels.bincount().tolist() == [72] * 10
+    assert set(few.train.index.tolist()) < set(every.train.index.tolist()) and few.test.samples == every.test.samples
+    assert torch.equal(few.train.index.sort().values, load("fashion-mini", train_share=0.1).train.index.sort().values)
+    assert few.valid.samples == every.valid.samples and few.mean == every.mean
+    clips = load("fashion-events", steps=2, pair="fashion-mini", train_share=0.1)
+    assert clips.train.samples == 720 and images_of(clips).train.samples == 7200
+    assert next(iter(load("fashion-mini", train_share=0.1, encode="poisson", steps=3).train))["x"].ndim == 5
+    for wrong in (0.0, 1.5):
+        assert "above 0 and at most 1" in check("fashion-mini", train_share=wrong)[0]
