@@ -15,7 +15,7 @@ from .augment import parse, suits
 from .batches import Batch, DataError, Files, MissingData, Tensors
 from .encode import ENCODINGS, encoded
 from .events import from_events
-from .splits import Data, Split, from_dataset, from_tensors, hold_out, statistics
+from .splits import Data, Split, at_frames, from_dataset, from_tensors, hold_out, statistics
 from .streams import Pairs, images_of, paired
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Pairs",
     "Split",
     "Tensors",
+    "at_frames",
     "check",
     "encoded",
     "from_dataset",

@@ -95,6 +95,8 @@ def of_run(folder: Path) -> dict[str, Any]:
         caption = (
             f"Mean output of the first t of {len(test['by_step'])} steps, on {test['samples']:,} samples of {name}."
         )
+        if seen and seen["frames"]:
+            caption += f" The student sees frames {said(seen['frames'])} of a recording, counted from 0."
         at = {"accuracy_by_step": (figures.steps({"student": test["by_step"]}, teacher_accuracy), caption)}
         sections.append(Section("Accuracy at every time step", at))
     if seen:
@@ -154,11 +156,14 @@ def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> 
     if config.get("teacher") and Path(config["teacher"]).exists():
         teacher = runs.load(config["teacher"])
     shown = images if images is not None and teacher is not None and of_images(config["teacher"], data) else data
+    frames = runs.about(folder).get("frames")  # of a recording, that the student sees; the teacher sees all
+    ours = data_sets.at_frames(data, frames)
     matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
     pairs: list[tuple[Tensor, int, Tensor, Tensor]] = []
     right = seen = 0
     for batch in data.test:
-        own = infer(student, batch["x"]).logits.float().mean(0)
+        x = batch["x"][frames] if ours is not data else batch["x"]
+        own = infer(student, x).logits.float().mean(0)
         y = batch["y"]
         matrix.index_put_((y, own.argmax(1)), torch.ones_like(y), accumulate=True)
         if teacher is not None and shown is data:
@@ -166,10 +171,10 @@ def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> 
             right, seen = right + int((theirs.argmax(1) == y).sum()), seen + len(y)
             differ = (theirs.argmax(1) != own.argmax(1)).nonzero()[:, 0].tolist()
             pairs += [(frame(batch["x"], b), int(y[b]), own[b].softmax(0), theirs[b].softmax(0)) for b in differ]
-    held_out = data.valid or data.test
+    held_out = ours.valid or ours.test
     measured = activity(student, held_out, samples=MEASURED, neurons=True)
     steps = len(result["test"]["by_step"]) if "test" in result else 1
-    first = next(iter(data.test))
+    first = next(iter(ours.test))
     prefix = (
         [operations_at(student, held_out, t) for t in range(1, steps + 1)]
         if measured["layers"] and first["x"].ndim == 4
@@ -178,6 +183,7 @@ def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> 
     return {
         "student": student,
         "classes": data.classes,
+        "frames": frames if ours is not data else None,
         "batch": first,
         "confusion": matrix,
         "pairs": pairs,
