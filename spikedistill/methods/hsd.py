@@ -13,7 +13,8 @@ Evidence: code
 Floor has the gradient of x (straight through), so dy/dx = 1 from -u/2L to u + u/2L. The reset has a gradient. KL is
 summed over classes and averaged over steps and batch; code that divides by the number of classes C has weight / C here.
 Frames and time steps are apart: by default the ANN sees all N frames, the student the first N/2, which are its T.
-Evaluation knows nothing of that: give it recordings cut to the student's frames. Static images go through as they are.
+`distill` evaluates on the student's frames and writes them into its file, where `predict`, `report` and `export` read
+them; a loop of yours cuts recordings with `data.at_frames`. Static images go through as they are.
 preset="official_code": both see the first half, KL is divided by C as well, and a layer gives S[t] instead of u S[t].
 Differs from the code: the teacher is in evaluation mode and shares nothing with the student; one student pass a step.
 """

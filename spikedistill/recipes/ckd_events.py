@@ -164,9 +164,10 @@ def run(c: Config) -> list[dict[str, Any]]:
     rows = [row("ANN on images", [teacher]), *(row(name, of) for name, of in results.items())]
     for r in rows[2:]:
         r["difference"] = vars(difference(r["accuracies"], rows[1]["accuracies"]))
-    write(c, rows, sum(r["train_seconds"] for r in (teacher, *chain.from_iterable(results.values()))))
     picture(data, out / "streams.svg")
+    report = write(c, rows, sum(r["train_seconds"] for r in (teacher, *chain.from_iterable(results.values()))))
     print(f"Table, figures and runs: {out}; what the networks read: {out / 'streams.svg'}")
+    print(f"report: {report}")
     return rows
 
 
@@ -193,13 +194,20 @@ def picture(data: Any, path: Path) -> None:
     streams.picture(batch, path, classes=data.classes, title="When half of the images are replaced by events")
 
 
-def write(c: Config, rows: list[dict[str, Any]], seconds: float) -> None:
-    """The table, on the terminal and in files, and the figure of it."""
+def write(c: Config, rows: list[dict[str, Any]], seconds: float) -> Path:
+    """The table, on the terminal and in files, the figure of it and the report, whose path is returned."""
     title = f"{c.data}, {c.student}, T = {c.steps}, {c.epochs} epochs, {many(len(c.seeds), 'seed')}"
-    about = {"title": title, "config": c.model_dump(), "seconds": seconds}
-    publish(Path(c.out), "ckd_events", about, rows, COLUMNS, ALONE)
+    about = {"title": title, "config": c.model_dump(), "seconds": seconds, "legend": LEGEND}
+    about["pictures"] = {"streams.svg": ("Images and events", SEEN)}
+    report = publish(Path(c.out), "ckd_events", about, rows, COLUMNS, ALONE)
     print(LEGEND)
     print(f"{seconds:.0f} s of training.")
+    return report
+
+
+SEEN = """\
+Three training samples: the image that the ANN sees, and over time the hybrid stream above the events. In the middle of
+training half of the images of that stream are replaced by events, as in the last sample; at the end all are."""
 
 
 LEGEND = """\

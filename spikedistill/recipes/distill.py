@@ -9,8 +9,8 @@ Events with images of the same classes, and a teacher trained on those:
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -314,7 +314,8 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
     updates = c.epochs * -(-train.batches(fabric.world_size) // c.accumulate)
     stage = Stage(train, **vars(plan), **training(c, student, updates), valid=data.valid)
     rehearse(stage, probe)
-    data, calls, cache = as_prepared(data, plan.prepare, probe), Calls(teacher), teacher_cache(c)
+    frames, calls, cache = frames_left(data, plan.prepare, probe), Calls(teacher), teacher_cache(c)
+    data = data_sets.at_frames(data, frames)
     passes = cached(stage.passes, teacher, cache)
     stage = replace(stage, passes=passes, prepare=calls.counting(stage.prepare), valid=data.valid)
     runs.reset_peak_memory()
@@ -339,7 +340,8 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
     }
     result["out"] = str(out)
     if fabric.global_rank == 0:
-        runs.save(student, out / "student.safetensors", classes=list(data.classes), shape=list(data.shape))
+        about = {"frames": frames} if frames else {}  # of a recording, where the student does not see all
+        runs.save(student, out / "student.safetensors", classes=list(data.classes), shape=list(data.shape), **about)
         runs.write_json(out / "result.json", result)
     fabric.barrier()
     return result
@@ -395,27 +397,23 @@ def fit_both(student: nn.Module, teacher: nn.Module | None, probe: Batch, data: 
         fits("teacher", teacher, probe["x" if shown is data else "rgb"], data.classes)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Batches of a split as a method's `prepare` leaves them at the end of training."""
+def frames_left(data: Any, prepare: Prepare, probe: Batch) -> list[int] | None:
+    """Numbers of the frames of a recording that a method leaves the student; None where it leaves all.
 
-    split: Any
-    prepare: Prepare
-
-    def epoch(self, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        for batch in self.split.epoch(epoch, start, rank, world):
-            yield self.prepare(batch, 1.0)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.epoch()
-
-
-def as_prepared(data: Any, prepare: Prepare, probe: Batch) -> Any:
-    """The data, evaluated on the frames that a method leaves of a recording, where it trains the student on fewer."""
-    if data.steps is None or len(prepare(probe, 1.0)["x"]) == data.steps:
-        return data
-    valid = None if data.valid is None else Prepared(data.valid, prepare)
-    return replace(data, valid=valid, test=Prepared(data.test, prepare))
+    They are read from a recording whose every frame holds its own number. Raises SpecError where what is left is fewer
+    frames, but none of those: then nobody could evaluate the student later on what it was trained on.
+    """
+    if data.steps is None:
+        return None
+    every = torch.arange(data.steps, dtype=torch.float32)
+    x = every.view(-1, 1, 1, 1, 1).expand(data.steps, *probe["x"].shape[1:])
+    left = prepare(probe | {"x": x}, 1.0)["x"].flatten(1)
+    numbers = left[:, 0]
+    if not (left == numbers[:, None]).all() or not torch.isin(numbers, every).all():
+        if len(left) == data.steps:
+            return None  # it changes what frames hold, which is of training alone
+        raise SpecError([f"method: it makes {len(left)} frames of {data.steps}, which are none of them"])
+    return None if torch.equal(numbers, every) else [int(i) for i in numbers]
 
 
 def measure(c: Config, student: nn.Module, data: Any, history: dict[str, Any], fabric: Any) -> dict[str, Any]:

@@ -128,12 +128,14 @@ def run(c: Config) -> list[dict[str, Any]]:
     silent = silence(str(out / "teacher"), data) if spiking else None
     seconds = sum(r["train_seconds"] for r in (teacher, *assistants, *chain.from_iterable(students.values())))
     title = f"{c.data}, {c.encode} encoding, T = {c.steps}, {c.epochs} epochs, {many(len(c.seeds), 'seed')}"
-    about = {"title": title, "config": c.model_dump(), "seconds": seconds, "teacher_silent": silent}
-    publish(out, "distilling_spikes", about, rows, COLUMNS, NAMES[0])
-    print(LEGEND)
+    legend = LEGEND
     if silent is not None:
-        print(f"The teacher's output layer is silent for {silent:.1%} of validation: there it teaches nothing.")
+        legend += f"\nThe teacher's output layer is silent for {silent:.1%} of validation: there it teaches nothing."
+    about = {"title": title, "config": c.model_dump(), "seconds": seconds, "teacher_silent": silent, "legend": legend}
+    report = publish(out, "distilling_spikes", about, rows, COLUMNS, NAMES[0])
+    print(legend)
     print(f"{seconds:.0f} s of training. Table, figure and runs: {out}")
+    print(f"report: {report}")
     return rows
 
 

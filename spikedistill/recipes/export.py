@@ -116,7 +116,8 @@ def settings_of(c: Config) -> dict[str, Any]:
 
 
 def data_of(c: Any) -> data_sets.Data:
-    """The data named in the settings, or those that the run was trained on. c: has `run`, `data` and `root`."""
+    """The data named in the settings, or those that the run was trained on, of recordings the frames that the student
+    sees. c: has `run`, `data` and `root`."""
     before = settings_of(c)
     name = c.data or before.get("data")
     if not name or name.startswith("<"):
@@ -127,7 +128,8 @@ def data_of(c: Any) -> data_sets.Data:
     how |= {"download": False} | ({"root": c.root} if c.root else {})
     if wrong := data_sets.check(name, **how):
         raise SpecError([f"data: {m}" for m in wrong])
-    return data_sets.load(name, **how, batch_size=50, augment="none")
+    data = data_sets.load(name, **how, batch_size=50, augment="none")
+    return data_sets.at_frames(data, runs.about(c.run).get("frames"))
 
 
 def batches(split: Any, samples: int, size: int = 50) -> Iterator[Batch]:

@@ -74,7 +74,8 @@ def run(c: Config) -> dict[str, Any]:
     mistakes += [f"files: there is no file '{name}'" for name in c.files if not Path(name).is_file()]
     if c.files and not about.get("shape"):
         mistakes.append("files: the student file does not say which size it was trained on; give a folder as --data")
-    trained = getattr(model, "steps", None)
+    frames = about.get("frames")
+    trained = len(frames) if isinstance(frames, list) else getattr(model, "steps", None)
     if c.steps and trained and c.steps > trained:
         mistakes.append(f"steps: {c.steps} will not do: the student was trained with {trained}, give 1 to {trained}")
     if mistakes:

@@ -80,10 +80,11 @@ def run(c: Config) -> list[dict[str, Any]]:
         r["gap_closed"] = (r["accuracy"] - floor) / (roof - floor) if roof - floor > SMALLEST_GAP else None
     seconds = sum(r["train_seconds"] for r in chain([teacher], *results.values()))
     title = f"{c.data}, T = {c.steps}, {c.epochs} epochs, {many(len(c.seeds), 'seed')}"
-    about = {"title": title, "config": c.model_dump(), "seconds": seconds}
-    publish(out, "quickstart", about, rows, COLUMNS)
+    about = {"title": title, "config": c.model_dump(), "seconds": seconds, "legend": LEGEND}
+    report = publish(out, "quickstart", about, rows, COLUMNS)
     print(LEGEND)
     print(f"{seconds:.0f} s of training. Table, figure and runs: {out}")
+    print(f"report: {report}")
     return rows
 
 

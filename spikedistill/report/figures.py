@@ -4,6 +4,7 @@ Those of a report return a matplotlib Figure; `inline` makes an SVG of one whose
 """
 
 import re
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from io import StringIO
@@ -47,19 +48,29 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **how: 
     return figure, figure.subplots(rows, columns, squeeze=False, **how)
 
 
-def inline(figure: Any, name: str) -> str:
-    """SVG to be put into a page: colours are the page's variables, ids are of this figure alone, text is text."""
-    from matplotlib import rc_context
+def embedded(path: Path) -> str:
+    """A file of SVG to be put into a page as it is: nothing in it can act on the page, or run."""
+    data = b64encode(path.read_bytes()).decode()
+    return f'<img class="figure" alt="{path.stem}" src="data:image/svg+xml;base64,{data}">'
 
-    text = StringIO()
+
+def inline(figure: Any, name: str) -> str:
+    """SVG to be put into a page: ids are of this figure alone, text is text.
+
+    Colours are the page's variables, but those of a figure that brings its own background stay what they are.
+    """
+    from matplotlib import rc_context
+    from matplotlib.colors import to_rgba
+
+    text, own = StringIO(), to_rgba(figure.get_facecolor())[3] > 0
     with rc_context(STYLE | {"svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        figure.savefig(text, format="svg", metadata={"Date": None}, facecolor=figure.get_facecolor())
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r'(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    for variable, colour in VARIABLES.items():
+    for variable, colour in () if own else VARIABLES.items():
         svg = re.sub(colour, f"var(--{variable})", svg, flags=re.I)
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     assert size

@@ -1,6 +1,7 @@
-"""A run or a comparison as one HTML file: nothing else is needed to read it, on a screen or on paper."""
+"""A run, a comparison or a recipe as one HTML file: nothing else is needed to read it, on a screen or on paper."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ MEASURED = 500  # samples for rates and operations
 
 @dataclass
 class Section:
-    """A part of the page. figures: name -> (matplotlib Figure, caption)."""
+    """A part of the page. figures: name -> (matplotlib Figure or a file of SVG, caption)."""
 
     title: str
     figures: dict[str, tuple[Any, str]] = field(default_factory=dict)
@@ -34,17 +35,25 @@ class Section:
 
     @property
     def drawn(self) -> list[tuple[str, str, str]]:
-        return [(name, figures.inline(figure, name), caption) for name, (figure, caption) in self.figures.items()]
+        return [
+            (name, figures.embedded(figure) if isinstance(figure, Path) else figures.inline(figure, name), caption)
+            for name, (figure, caption) in self.figures.items()
+        ]
 
 
 def write(path: str | Path, out: str | Path | None = None, figures_to: str | Path | None = None) -> Path:
-    """Write the report of a run folder or of a comparison's, by default as `report.html` in it; returns its path.
+    """Write the report of a folder of a run, comparison or recipe, as `report.html` in it or `out`; returns its path.
 
-    figures_to: a folder for each figure as SVG and PDF. Raises SpecError for a folder that holds neither, or a run that
-    is not finished, and where a file is in the way that is not a report.
+    figures_to: a folder for each figure as SVG and PDF. Raises SpecError for a folder that holds none of these, or a
+    run that is not finished, and where a file is in the way that is not a report.
     """
     path = Path(path)
-    page = of_compare(path) if (path / "compare.json").exists() else of_run(path)
+    if (path / "compare.json").exists():
+        page = of_compare(path)
+    elif not (path / "config.json").exists() and (recipe := recipe_of(path)):
+        page = of_recipe(path, recipe)
+    else:
+        page = of_run(path)
     out = Path(out) if out else path / "report.html"
     if out.is_dir():
         out = out / "report.html"
@@ -55,7 +64,10 @@ def write(path: str | Path, out: str | Path | None = None, figures_to: str | Pat
         folder.mkdir(parents=True, exist_ok=True)
         for section in page["sections"]:
             for name, (figure, _) in section.figures.items():
-                figures.save(figure, folder, name)
+                if isinstance(figure, Path):
+                    shutil.copyfile(figure, folder / f"{name}.svg")
+                else:
+                    figures.save(figure, folder, name)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(render(page))
     return out
@@ -77,7 +89,11 @@ def render(page: Mapping[str, Any]) -> str:
 def of_run(folder: Path) -> dict[str, Any]:
     """What the page of a run shows."""
     if not (folder / "config.json").exists():
-        raise SpecError([f"'{folder}' is no run folder and no comparison: it holds no config.json and no compare.json"])
+        started = sorted(p.parent.name for p in folder.glob("*/config.json"))
+        hint = "it holds no config.json, no compare.json and no table of a recipe"
+        if started:
+            hint = f"where it is of a recipe, that has not ended; it holds the runs {', '.join(started)}"
+        raise SpecError([f"'{folder}' is no run folder, no comparison and no recipe: {hint}"])
     if not (folder / "result.json").exists():
         raise SpecError([f"'{folder}': the run is not finished, so there is nothing to report yet"])
     config, result, machine = (runs.read_json(folder / f"{n}.json") for n in ("config", "result", "machine"))
@@ -95,6 +111,8 @@ def of_run(folder: Path) -> dict[str, Any]:
         caption = (
             f"Mean output of the first t of {len(test['by_step'])} steps, on {test['samples']:,} samples of {name}."
         )
+        if seen and seen["frames"]:
+            caption += f" The student sees frames {said(seen['frames'])} of a recording, counted from 0."
         at = {"accuracy_by_step": (figures.steps({"student": test["by_step"]}, teacher_accuracy), caption)}
         sections.append(Section("Accuracy at every time step", at))
     if seen:
@@ -154,11 +172,14 @@ def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> 
     if config.get("teacher") and Path(config["teacher"]).exists():
         teacher = runs.load(config["teacher"], fast=False)
     shown = images if images is not None and teacher is not None and of_images(config["teacher"], data) else data
+    frames = runs.about(folder).get("frames")  # of a recording, that the student sees; the teacher sees all
+    ours = data_sets.at_frames(data, frames)
     matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
     pairs: list[tuple[Tensor, int, Tensor, Tensor]] = []
     right = seen = 0
     for batch in data.test:
-        own = infer(student, batch["x"]).logits.float().mean(0)
+        x = batch["x"][frames] if ours is not data else batch["x"]
+        own = infer(student, x).logits.float().mean(0)
         y = batch["y"]
         matrix.index_put_((y, own.argmax(1)), torch.ones_like(y), accumulate=True)
         if teacher is not None and shown is data:
@@ -166,10 +187,10 @@ def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> 
             right, seen = right + int((theirs.argmax(1) == y).sum()), seen + len(y)
             differ = (theirs.argmax(1) != own.argmax(1)).nonzero()[:, 0].tolist()
             pairs += [(frame(batch["x"], b), int(y[b]), own[b].softmax(0), theirs[b].softmax(0)) for b in differ]
-    held_out = data.valid or data.test
+    held_out = ours.valid or ours.test
     measured = activity(student, held_out, samples=MEASURED, neurons=True)
     steps = len(result["test"]["by_step"]) if "test" in result else 1
-    first = next(iter(data.test))
+    first = next(iter(ours.test))
     prefix = (
         [operations_at(student, held_out, t) for t in range(1, steps + 1)]
         if measured["layers"] and first["x"].ndim == 4
@@ -178,6 +199,7 @@ def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> 
     return {
         "student": student,
         "classes": data.classes,
+        "frames": frames if ours is not data else None,
         "batch": first,
         "confusion": matrix,
         "pairs": pairs,
@@ -311,6 +333,60 @@ def disagreement(pairs: Sequence[tuple[Tensor, int, Tensor, Tensor]], classes: S
     return section
 
 
+# A recipe
+
+
+def recipe_of(folder: Path) -> dict[str, Any] | None:
+    """What a recipe wrote into its folder at its end, if one did."""
+    for file in sorted(folder.glob("*.json")):
+        made = runs.read_json(file)
+        if isinstance(made, dict) and made.keys() >= {"recipe", "table", "rows"}:
+            return made
+    return None
+
+
+def of_recipe(folder: Path, made: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page of a recipe shows, from its table and the run folders beside it."""
+    rows, machine = made["rows"], made["machine"]
+    table, notes = Table(made["table"]["heads"], made["table"]["rows"]), made.get("legend", "").splitlines()
+    sections = [Section("Accuracy", {"accuracies": (figures.dots(rows), "")}, [table], notes=[" ".join(notes)])]
+    for name, (title, caption) in made.get("pictures", {}).items():
+        if (picture := folder / Path(name).name).exists():
+            sections.append(Section(title, {picture.stem: (picture, caption)}))
+    of = {row["name"]: [folder / name for name in row["runs"]] for row in rows}
+    lines = by_steps(of)
+    if (most := max(map(len, lines.values()), default=1)) > 1:
+        lines = {name: line if len(line) > 1 else line * most for name, line in lines.items()}
+        drawn = figures.steps(lines), "Mean output of the first t steps on test, mean over seeds. ANNs answer at once."
+        sections.append(Section("Accuracy at every time step", {"accuracy_by_step": drawn}))
+    if lines := histories(of):
+        sections.append(Section("Training", {"learning": (figures.learning(lines), "Mean over seeds.")}))
+    sections.append(Section("Settings", facts=[(k, said(v)) for k, v in made["config"].items()]))
+    facts = [("versions", ", ".join(f"{k} {v}" for k, v in machine["versions"].items()))]
+    facts += [(k, str(machine[k])) for k in ("processor", "gpu", "system", "threads") if k in machine]
+    facts += [("command", " ".join(machine["command"])), ("training, all runs", f"{made['seconds']:,.0f} s")]
+    facts += [(row["name"], ", ".join(row["runs"])) for row in rows]
+    notes = ["Each of these runs has a report of its own: spikedistill report FOLDER/RUN."]
+    sections.append(Section("Where the numbers come from", facts=facts, notes=notes))
+    return {
+        "title": made["recipe"],
+        "subtitle": made["title"],
+        "tiles": [(f"{r['accuracy']:.2%}", r["name"] + plus_minus(r)) for r in rows[:6]],
+        "sections": sections,
+        "footer": footer(machine),
+    }
+
+
+def by_steps(of: Mapping[str, Sequence[Path]]) -> dict[str, list[float]]:
+    """Mean test accuracy after every time step of the runs of each row, where their folders are there."""
+    lines = {}
+    for name, folders in of.items():
+        if all((folder / "result.json").exists() for folder in folders):
+            found = [runs.read_json(folder / "result.json")["test"]["by_step"] for folder in folders]
+            lines[name] = [sum(at) / len(at) for at in zip(*found)]
+    return lines
+
+
 # A comparison
 
 
@@ -356,7 +432,8 @@ def of_compare(folder: Path) -> dict[str, Any]:
             )
         }
         sections.append(Section("Accuracy at every time step", drawn))
-    if lines := histories(folder, rows):
+    of = {row["name"]: [folder / "runs" / f"{row['name']}-{seed}" for seed in row["seeds"]] for row in rows}
+    if lines := histories(of):
         sections.append(Section("Training", {"learning": (figures.learning(lines), "Mean over seeds.")}))
     if references := c.get("references"):
         caption = (
@@ -398,18 +475,16 @@ def plus_minus(row: Mapping[str, Any]) -> str:
     return f" ± {100 * row['spread']:.2f}" if row["spread"] is not None else ""
 
 
-def histories(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Mean validation accuracy of every row over the epochs, where the run folders are there."""
+def histories(of: Mapping[str, Sequence[Path]]) -> dict[str, list[float]]:
+    """Mean validation accuracy over the epochs of the runs of each row; empty where a run's folder is not there."""
     lines = {}
-    for row in rows:
-        runs_of = []
-        for seed in row["seeds"]:
-            file = folder / "runs" / f"{row['name']}-{seed}" / "metrics.jsonl"
-            if not file.exists():
-                return {}
-            runs_of.append([json.loads(line).get("valid_accuracy") for line in file.read_text().splitlines()])
-        means = [sum(at) / len(at) for at in zip(*runs_of) if None not in at]
+    for name, folders in of.items():
+        files = [folder / "metrics.jsonl" for folder in folders]
+        if not all(file.exists() for file in files):
+            return {}
+        found = [[json.loads(line).get("valid_accuracy") for line in file.read_text().splitlines()] for file in files]
+        means = [sum(at) / len(at) for at in zip(*found) if None not in at]
         if len(means) < 2:
             return {}
-        lines[row["name"]] = means
+        lines[name] = means
     return lines

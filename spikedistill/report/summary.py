@@ -1,4 +1,4 @@
-"""What recipes share: a row of means over seeds, and the table of rows, on the terminal and in files."""
+"""What recipes share: a row of means over seeds, and the table of rows, on the terminal, in files and as a report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from spikedistill import runs
-from spikedistill.report import figures, tables
+from spikedistill.report import figures, page, tables
 
 Columns = Sequence[tuple[str, Callable[[dict[str, Any]], str]]]
 """Head of a column, and the text of a row in it."""
@@ -27,6 +27,7 @@ def row(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
         "mac": mean(o["mac"] for o in operations),
         "parameters": results[0]["parameters"]["student"],
         "seconds": mean(r["train_seconds"] for r in results),
+        "runs": [Path(r["out"]).name for r in results],
     }
 
 
@@ -49,15 +50,19 @@ def many(count: int, what: str) -> str:
 
 def publish(
     out: Path, name: str, about: Mapping[str, Any], rows: list[dict[str, Any]], columns: Columns, *base: str
-) -> None:
-    """Write NAME.json, .svg and .md into a folder and show the table.
+) -> Path:
+    """Write NAME.json, .svg, .md and report.html into a folder and show the table. Returns the path of the report.
 
-    about: what goes into the JSON file before the machine and the rows; its "title" heads table and figure.
+    about: what goes into the JSON file before the machine and the rows. Its "title" heads table and figure; the report
+    also shows its "config", "seconds", "legend", and its "pictures": file in the folder -> title and caption.
     base: the row that the figure sets apart, where it is not the third.
     """
     title = about["title"]
-    runs.write_json(out / f"{name}.json", {**about, "machine": runs.machine(), "rows": rows})
-    figures.accuracies(rows, out / f"{name}.svg", title, *base)
     table = tables.Table([head for head, _ in columns], [[text(r) for _, text in columns] for r in rows], title)
+    cells = {"heads": table.heads, "rows": table.rows}
+    made = {"recipe": name, **about, "machine": runs.machine(), "rows": rows, "table": cells}
+    runs.write_json(out / f"{name}.json", made)
+    figures.accuracies(rows, out / f"{name}.svg", title, *base)
     (out / f"{name}.md").write_text(tables.markdown(table))
     tables.show(table)
+    return page.write(out)

@@ -236,13 +236,14 @@ def test_write_and_read(tmp_path):
         write_bin(tmp_path / "b.bin", {"t": [1 << 23], "x": [0], "y": [0], "p": [0]})
 
 
-@pytest.mark.parametrize("n", [0, 4, 501])
-def test_files_cut_short(tmp_path, n):
+@pytest.mark.parametrize(
+    ("n", "says"),
+    [(0, "the file is empty"), *((n, f"{n} bytes, not a whole number of events of 5 bytes") for n in (4, 501))],
+)
+def test_files_cut_short(tmp_path, n, says):
     write_bin(tmp_path / "a.bin", made(200))
     (tmp_path / "a.bin").write_bytes((tmp_path / "a.bin").read_bytes()[:n])
-    with pytest.raises(
-        DataError, match=rf"a\.bin: {n} bytes, not a whole number of events of 5 bytes: it was cut short"
-    ):
+    with pytest.raises(DataError, match=rf"a\.bin: {says}: it was cut short"):
         read_bin(tmp_path / "a.bin", SENSOR)
 
 
@@ -292,6 +293,10 @@ def test_nmnist_errors(tmp_path):
     with pytest.raises(DataError, match=r"class '7' has no \.bin files"):
         load("nmnist", root=tmp_path)
     (tmp_path / "Train" / "7").rmdir()
+    (tmp_path / "Test" / "1").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="Test: class '1', which the training data have, is not there"):
+        load("nmnist", root=tmp_path)
+    (tmp_path / "elsewhere").rename(tmp_path / "Test" / "1")
     write_bin(tmp_path / "Train" / "1" / "3.bin", outside())
     with pytest.raises(DataError, match=r"1/3\.bin: y goes from .* outside a sensor 34 pixels high"):
         load("nmnist", root=tmp_path)

