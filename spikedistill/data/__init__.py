@@ -113,12 +113,12 @@ def load(
     _pair(name, pair, pair_classes)
     if pair is not None:
         how = {"valid": valid, "seed": seed, "batch_size": batch_size, "workers": workers}
-        less = {"steps": steps, "frames": frames, "train_share": train_share}
+        less: dict[str, Any] = {"steps": steps, "frames": frames, "train_share": train_share}
         clips = load(name, root=root, augment=augment, size=size, **less, **how)
         still = load(pair, root=pair_root, size=pair_size, download=download, augment="none", **how)
         return paired(clips, still, pair_classes)
     if train_share < 1:
-        how = {"valid": valid, "seed": seed, "batch_size": batch_size, "augment": augment, "workers": workers}
+        how: dict[str, Any] = {"valid": valid, "seed": seed, "batch_size": batch_size, "augment": augment, "workers": workers}
         how |= {"download": download, "encode": encode, "steps": steps, "frames": frames}
         return fewer(load(name, root=root, size=size, **how), train_share)
     if encode != "direct":
