@@ -328,9 +328,11 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
     result["shape"] = list(data.shape)
     result["teacher_calls"] = calls.report()
     if cache:
-        result["teacher_cache"] = {"asked": cache.asked, "hits": cache.hits, "full": cache.full}
+        kept = ("asked", "hits", "full", "computed", "seconds")
+        result["teacher_cache"] = {name: getattr(cache, name) for name in kept}
     result["parameters"] = {
         "student": models.parameters(student),
+        "nonzero": sum(int(p.count_nonzero()) for p in student.parameters()),
         "student_in_training": trained,
         "training_only": extra,
         "teacher": models.parameters(teacher) if teacher is not None else 0,
@@ -429,6 +431,7 @@ def measure(c: Config, student: nn.Module, data: Any, history: dict[str, Any], f
         "best_epoch": history["best"] + 1,
         "epochs": len(history["epochs"]),
         "train_seconds": history["seconds"],
+        "train_cpu_seconds": history["cpu_seconds"],
         "precision": str(fabric._precision.precision),
         "device": str(fabric.device),
         "processes": fabric.world_size,
