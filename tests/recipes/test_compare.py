@@ -17,7 +17,8 @@ from spikedistill.core.plan import Plan
 from spikedistill.core.step import Pass
 from spikedistill.methods import METHODS
 from spikedistill.objectives import CE
-from spikedistill.recipes import compare, tuning
+from spikedistill.recipes import compare
+from spikedistill.recipes.comparing import tuning
 from spikedistill.recipes.distill import distill
 from spikedistill.spec import SpecError
 
