@@ -215,7 +215,11 @@ def legend(rows: Sequence[Row], confidence: float, together: int) -> list[str]:
     clock = f"train s: seconds of training{f' with {together} runs side by side' if together > 1 else ''}"
     if timed(rows):
         clock = "CPU s: seconds of training, of processor time, whatever else ran on the machine"
-    rewritten = [f"{row['name']} ({row['rewritten']})" for row in rows if row.get("rewritten")]
+    rewritten: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("rewritten"):
+            rewritten.setdefault(row["rewritten"], []).append(row["name"])
+    by = "; ".join(f"{', '.join(names)} by {how}" for how, names in rewritten.items())
     return [
         "valid, test: accuracy, mean (± standard deviation) over seeds; every choice was made on valid, test was read "
         "once a run.",
@@ -230,5 +234,5 @@ def legend(rows: Sequence[Row], confidence: float, together: int) -> list[str]:
         "at 45 nm in float32 with memory traffic, an estimate (report/energy.py).",
         f"{clock}; peak MB: most memory of the process (of tensors on a GPU); trained: parameters of the student while "
         "it is trained; extra: parameters that only training has; teacher: teacher calls a batch.",
-        *([f"The student is rewritten before training in {'; '.join(rewritten)}."] if rewritten else []),
+        *([f"Rewritten before training, so not from the same initialisation as the others: {by}."] if by else []),
     ]

@@ -41,8 +41,11 @@ def summary(c: Any, rows: Sequence[Row], tuned: Mapping[str, Any]) -> dict[str, 
         notes.append(
             f"{c.tune} trials a row of {c.tune_epochs or c.epochs} epochs chose learning rate and weights on validation"
         )
-    if c.cache_teacher:
-        notes.append(cached(results))
+    cache = cached(results) if c.cache_teacher else None
+    if cache:
+        saved = cache["saved_seconds"]
+        worth = "time saved unknown: none was computed here" if saved is None else f"about {saved:.0f} s saved"
+        notes.append(f"teacher outputs: {cache['computed']:,} computed, {cache['read']:,} read from the cache, {worth}")
     title = f"{c.data}, {c.student}, T = {c.steps}, {many(c.epochs, 'epoch')}, {many(len(c.seeds), 'seed')}"
     result = {
         "title": title,
@@ -53,6 +56,7 @@ def summary(c: Any, rows: Sequence[Row], tuned: Mapping[str, Any]) -> dict[str, 
         "notes": notes,
         "rows": compared,
         "teacher": teacher_row(c),
+        "teacher_cache": cache,
         "references": references(c, rows, results, baseline),
         "jobs": c.jobs,
         "settings": c.model_dump(include={*COMMON}),
@@ -65,13 +69,12 @@ def summary(c: Any, rows: Sequence[Row], tuned: Mapping[str, Any]) -> dict[str, 
     return result
 
 
-def cached(results: Mapping[str, Mapping[int, Any]]) -> str:
-    """What the cache of teacher outputs was worth to all runs, from the time that computing them took."""
+def cached(results: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
+    """What the cache of teacher outputs was worth to all runs, from the time that the computed ones took."""
     kept = [r["teacher_cache"] for of in results.values() for r in of.values() if r.get("teacher_cache")]
     computed, seconds = sum(k.get("computed", 0) for k in kept), sum(k.get("seconds", 0.0) for k in kept)
     read = max(0, sum(k["asked"] for k in kept) - computed)
-    worth = f"about {read * seconds / computed:.0f} s saved" if computed else "time saved unknown: none was timed here"
-    return f"teacher outputs: {computed:,} computed, {read:,} read from the cache, {worth}"
+    return {"computed": computed, "read": read, "saved_seconds": read * seconds / computed if computed else None}
 
 
 def settings_of(c: Any, row: Row) -> dict[str, Any]:

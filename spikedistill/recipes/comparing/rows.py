@@ -180,8 +180,7 @@ def told(row: Row, student: nn.Module, own: nn.Module) -> Row:
     plain, ready = student.state_dict(), own.state_dict()
     if {k: v.shape for k, v in plain.items()} != {k: v.shape for k, v in ready.items()}:
         by = ", ".join(row.own.get("transform", ())) or "+".join(row.methods)
-        note = "rewrites the student before training, so it shares no initialisation with the others"
-        return replace(row, rewritten=by, note=note)
+        return replace(row, rewritten=by)
     if any(not torch.equal(v, ready[k]) for k, v in plain.items()):
         return replace(row, note="starts from weights of its own, so it shares no initialisation with the others")
     return row
