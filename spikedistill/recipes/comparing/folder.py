@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ def teacher_print(teacher: str | None) -> str | None:
 def folder_mistakes(c: Any, jobs: Sequence[Job], origin: Mapping[str, Any]) -> list[str]:
     """What is wrong with the folders that are there: nothing of it is touched."""
     mistakes, now, out = [], runs.machine()["versions"], Path(c.out)
+    there = next(p for p in (out, *out.parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        return [f"out: cannot write to '{out}': '{there}' is {'read-only' if there.is_dir() else 'a file'}"]
     if mine := [name for name in ("result.json", "student.safetensors", "checkpoint.pt") if (out / name).exists()]:
         return [f"out: '{out}' is the folder of a run (it holds {', '.join(mine)}): choose another --out"]
     for job in jobs:
