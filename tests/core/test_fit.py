@@ -267,3 +267,5 @@ def test_time_is_counted_over_interruptions(tmp_path):
     began = time.perf_counter()
     result = fit(s, tmp_path, progress=False)
     assert 0 < result["seconds"] <= time.perf_counter() - began and result["cpu_seconds"] > 0
+    _, again = stage()
+    assert fit(again, tmp_path, progress=False)["cpu_seconds"] == result["cpu_seconds"], "as the checkpoint has it"
