@@ -8,6 +8,7 @@ appended under a lock: 16 bytes of key, CRC-32 of the rest, the bytes of each te
 
 import json
 import os
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,13 +31,14 @@ class Cache:
     """Give it to a Pass. folder: where, shared with other processes; None keeps all in memory. limit: bytes.
 
     Where the limit is reached, it warns once and goes on without storing. asked, hits: samples, so far.
+    computed, seconds: samples that models were run on, and how long that took.
     """
 
     def __init__(self, folder: str | Path | None = None, limit: float = 8 * 2**30):
         self.folder, self.limit = Path(folder) if folder else None, limit
         self.tables: dict[str, Table] = {}
         self.prints: dict[int, tuple[nn.Module, list, str]] = {}
-        self.asked, self.hits, self.full = 0, 0, False
+        self.asked, self.hits, self.computed, self.seconds, self.full = 0, 0, 0, 0.0, False
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -59,7 +61,11 @@ class Cache:
             eights = -(-len(missing) // 8) * 8
             whole = eights >= len(keys) or not table.separable
             ask = [*range(len(keys))] if whole else (missing * 8)[:eights]
+            began = time.perf_counter()
             out = infer(model, x if whole else x.index_select(dim, torch.tensor(ask, device=x.device)), steps, taps)
+            if kind == "cuda":
+                torch.cuda.synchronize(x.device)
+            self.computed, self.seconds = self.computed + len(ask), self.seconds + time.perf_counter() - began
             if table.separable is None and len(keys) > 8:
                 few = infer(model, x.narrow(dim, 0, 8), steps, taps)
                 table.separable = all(torch.equal(a[:, :8], b) for a, b in zip(parts(out), parts(few)))

@@ -170,7 +170,9 @@ def fit(
     progress: bool = True,
     title: str = "",
 ) -> dict[str, Any]:
-    """Train what the stage says, in place, and return {"epochs": [metrics, ...], "best": epoch, "seconds": s}.
+    """Train what the stage says, in place: {"epochs": [metrics, ...], "best": epoch, "seconds": s, "cpu_seconds": s}.
+
+    cpu_seconds: of user and system, of all processes and their workers; other programs do not lengthen it.
 
     out: folder for `metrics.jsonl` (one line an epoch) and `checkpoint.pt`. Where it holds the checkpoint of an
     interrupted run of this stage, training goes on from there, in mid-epoch, to the same weights to the bit; where it
@@ -209,6 +211,7 @@ def fit(
         "epoch": 0,
         "batch": 0,
         "seconds": 0.0,
+        "cpu_seconds": 0.0,
         "sums": {},
         "history": [],
         "best": None,
@@ -231,7 +234,7 @@ def fit(
                 raise TrainingError(f"{out / 'checkpoint.pt'} is of another stage: it differs in {', '.join(wrong)}")
             raw.load_state_dict(state["trainee"])
             base.load_state_dict(state["optim"])
-            now, best = state["now"], state["best"]
+            now, best = {"cpu_seconds": None} | state["now"], state["best"]
             if ema:
                 ema.load_state_dict(state["ema"])
         if rank == 0:
@@ -239,6 +242,12 @@ def fit(
 
     bar = Progress(title, stage.epochs, per_epoch, enabled=progress and rank == 0 and not now["done"])
     clock, saved = time.perf_counter() - now["seconds"], time.perf_counter()
+    before, used = now["cpu_seconds"], _cpu_seconds()
+
+    def spent() -> dict[str, Any]:
+        cpu = None if before is None else before + _cpu_seconds() - used  # None: from a checkpoint that did not count
+        return {"seconds": time.perf_counter() - clock, "cpu_seconds": cpu}
+
     with bar:
         for epoch in range(now["epoch"], stage.epochs):
             raw.train()
@@ -279,7 +288,7 @@ def fit(
                 if whole and not last and time.perf_counter() - saved > save_every:
                     _account(now["sums"], pending, epoch, out)
                     pending = None
-                    now |= {"batch": number + 1, "seconds": time.perf_counter() - clock}
+                    now |= {"batch": number + 1} | spent()
                     save()
                     saved = time.perf_counter()
             _account(now["sums"], pending, epoch, out)
@@ -303,7 +312,7 @@ def fit(
                 now["best"] = epoch
             line["seconds"] = time.perf_counter() - clock
             now["history"].append(line)
-            now |= {"epoch": epoch + 1, "batch": 0, "sums": {}, "seconds": line["seconds"]}
+            now |= {"epoch": epoch + 1, "batch": 0, "sums": {}} | spent()
             now["done"] = epoch + 1 == stage.epochs
             save()
             saved = time.perf_counter()
@@ -313,7 +322,15 @@ def fit(
             bar.epoch(line)
     raw.models.load_state_dict(best)
     fabric.barrier()
-    return {"epochs": now["history"], "best": now["best"], "seconds": now["seconds"]}
+    cpu = now["cpu_seconds"]
+    if world > 1 and cpu is not None:
+        cpu = float(cast(Tensor, fabric.all_reduce(torch.tensor(cpu, dtype=torch.float64), reduce_op="sum")))
+    return {"epochs": now["history"], "best": now["best"], "seconds": now["seconds"], "cpu_seconds": cpu}
+
+
+def _cpu_seconds() -> float:
+    """User and system seconds of this process, and of its workers that have ended."""
+    return sum(os.times()[:4])
 
 
 def _mix(seed: int, step: int, rank: int) -> int:

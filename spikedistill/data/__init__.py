@@ -118,7 +118,13 @@ def load(
         still = load(pair, root=pair_root, size=pair_size, download=download, augment="none", **how)
         return paired(clips, still, pair_classes)
     if train_share < 1:
-        how: dict[str, Any] = {"valid": valid, "seed": seed, "batch_size": batch_size, "augment": augment, "workers": workers}
+        how: dict[str, Any] = {
+            "valid": valid,
+            "seed": seed,
+            "batch_size": batch_size,
+            "augment": augment,
+            "workers": workers,
+        }
         how |= {"download": download, "encode": encode, "steps": steps, "frames": frames}
         return fewer(load(name, root=root, size=size, **how), train_share)
     if encode != "direct":

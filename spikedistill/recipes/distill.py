@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,11 +24,12 @@ from spikedistill import models, optim, runs, transforms
 from spikedistill.cache import Cache
 from spikedistill.core.evaluate import evaluate
 from spikedistill.core.fit import Stage, Trainee, fit
-from spikedistill.core.plan import MergeError, Plan, Prepare, merge
+from spikedistill.core.plan import MergeError, Plan, merge
 from spikedistill.core.schedule import Schedule, cosine, steps, warmup
-from spikedistill.core.step import Batch, Pass, Step
-from spikedistill.core.taps import TapError, call, eval_mode
+from spikedistill.core.taps import TapError
 from spikedistill.methods import METHODS
+from spikedistill.recipes.distilling.fitting import fit_both, fits, frames_left, rehearse, two  # noqa: F401, fits is public
+from spikedistill.recipes.distilling.teacher import Calls, cached, check_teacher, seen_by_teacher, streams
 from spikedistill.report.activity import activity
 from spikedistill.spec import SpecError, bind, near, parse
 
@@ -172,7 +173,10 @@ def check(c: Config, given: Iterable[str] = ()) -> tuple[list[tuple[str, dict[st
             mistakes += [f"method: {m}" for m in error.mistakes]
             continue
         if name not in METHODS:
-            mistakes.append(f"method: '{name}' is unknown; {near(name, METHODS)}")
+            flags = {"transform": transforms.TRANSFORMS, "optimizer": optim.OPTIMIZERS}
+            flag = next((flag for flag, names in flags.items() if name in names), "")
+            hint = f"it is given as --{flag} {name}" if flag else near(name, METHODS)
+            mistakes.append(f"method: '{name}' is unknown; {hint}")
             continue
         if positional:
             mistakes.append(f"method: {text}: give settings by name, {name}(key=value)")
@@ -214,20 +218,6 @@ def source(c: Config) -> dict[str, Any]:
     return data_sets.settings_of(c.model_dump())
 
 
-PAIRED = ("source", "rgb")  # what `data.Pairs` adds to a batch
-
-
-@cache
-def streams(method: str) -> frozenset[str]:
-    """Those of PAIRED that a method's passes read, by its default settings."""
-    with torch.random.fork_rng(devices=[]):
-        try:
-            plan = METHODS[method](models.build("small"), models.build("small(neuron=relu)"))
-        except (SpecError, ValueError):  # it wants a teacher of its own
-            return frozenset()
-    return frozenset(p.x for p in plan.passes.values()).intersection(PAIRED)
-
-
 def check_streams(c: Config, methods: Sequence[str]) -> list[str]:
     """Methods that learn from images beside the events need both."""
     needy = [m for m in methods if streams(m)]
@@ -235,38 +225,6 @@ def check_streams(c: Config, methods: Sequence[str]) -> list[str]:
         return []
     hint = "name them, as in --data fashion-events --pair fashion-mini"
     return [f"pair: {', '.join(needy)} learns from events and from images of the same classes: {hint}"]
-
-
-def seen_by_teacher(data: Any, methods: Iterable[str]) -> Any:
-    """The data that a teacher of these methods sees: the images of paired data where one of them shows it those."""
-    images = data_sets.images_of(data)
-    return images if images is not None and any("rgb" in streams(m) for m in methods) else data
-
-
-def needs_teacher(method: str) -> bool:
-    """Whether a builder has no default for its teacher."""
-    from inspect import Parameter, signature
-
-    return [*signature(METHODS[method]).parameters.values()][1].default is Parameter.empty
-
-
-def check_teacher(teacher: str | None, methods: Sequence[str]) -> list[str]:
-    if teacher is None:
-        needy = [m for m in methods if needs_teacher(m)]
-        return [f"{', '.join(needy)} needs one: a run folder, timm:NAME, hf:NAME or file.py:function"] if needy else []
-    if Path(teacher).exists() and ".py:" not in teacher:
-        try:
-            runs.about(teacher)
-        except SpecError as error:
-            return error.mistakes
-        return []
-    wrong = models.check(teacher)
-    if wrong and "is unknown" in wrong[0]:
-        return [f"'{teacher}' is no run folder and no model: give a run folder, timm:NAME, hf:NAME or file.py:function"]
-    if not wrong and not teacher.startswith(("timm:", "hf:")) and ".py:" not in teacher:
-        hint = "train it first with --method ce, and give its run folder"
-        return [f"'{teacher}' is a model without weights: {hint}"]
-    return wrong
 
 
 def distill(
@@ -331,9 +289,11 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
     result["shape"] = list(data.shape)
     result["teacher_calls"] = calls.report()
     if cache:
-        result["teacher_cache"] = {"asked": cache.asked, "hits": cache.hits, "full": cache.full}
+        kept = ("asked", "hits", "full", "computed", "seconds")
+        result["teacher_cache"] = {name: getattr(cache, name) for name in kept}
     result["parameters"] = {
         "student": models.parameters(student),
+        "nonzero": sum(int(p.count_nonzero()) for p in student.parameters()),
         "student_in_training": trained,
         "training_only": extra,
         "teacher": models.parameters(teacher) if teacher is not None else 0,
@@ -384,38 +344,6 @@ def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(map(repr, names[:most])) + ", ..." * (len(names) > most)
 
 
-def two(data: Any) -> dict[str, torch.Tensor]:
-    """A batch of two samples, with all that a batch of training has."""
-    batches = data.test if data_sets.images_of(data) is None else data.train
-    return {k: v[:, :2] if v.ndim == 5 else v[:2] for k, v in next(iter(batches)).items()}
-
-
-def fit_both(student: nn.Module, teacher: nn.Module | None, probe: Batch, data: Any, shown: Any) -> None:
-    """`fits` for the student on its stream and the teacher on its own."""
-    fits("student", student, probe["x"], data.classes)
-    if teacher is not None:
-        fits("teacher", teacher, probe["x" if shown is data else "rgb"], data.classes)
-
-
-def frames_left(data: Any, prepare: Prepare, probe: Batch) -> list[int] | None:
-    """Numbers of the frames of a recording that a method leaves the student; None where it leaves all.
-
-    They are read from a recording whose every frame holds its own number. Raises SpecError where what is left is fewer
-    frames, but none of those: then nobody could evaluate the student later on what it was trained on.
-    """
-    if data.steps is None:
-        return None
-    every = torch.arange(data.steps, dtype=torch.float32)
-    x = every.view(-1, 1, 1, 1, 1).expand(data.steps, *probe["x"].shape[1:])
-    left = prepare(probe | {"x": x}, 1.0)["x"].flatten(1)
-    numbers = left[:, 0]
-    if not (left == numbers[:, None]).all() or not torch.isin(numbers, every).all():
-        if len(left) == data.steps:
-            return None  # it changes what frames hold, which is of training alone
-        raise SpecError([f"method: it makes {len(left)} frames of {data.steps}, which are none of them"])
-    return None if torch.equal(numbers, every) else [int(i) for i in numbers]
-
-
 def measure(c: Config, student: nn.Module, data: Any, history: dict[str, Any], fabric: Any) -> dict[str, Any]:
     """What a result file holds. The test data are touched here and nowhere else, once."""
     result: dict[str, Any] = {}
@@ -430,6 +358,7 @@ def measure(c: Config, student: nn.Module, data: Any, history: dict[str, Any], f
         "best_epoch": history["best"] + 1,
         "epochs": len(history["epochs"]),
         "train_seconds": history["seconds"],
+        "train_cpu_seconds": history["cpu_seconds"],
         "precision": str(fabric._precision.precision),
         "device": str(fabric.device),
         "processes": fabric.world_size,
@@ -437,31 +366,6 @@ def measure(c: Config, student: nn.Module, data: Any, history: dict[str, Any], f
         "seed": c.seed,
     }
     return result
-
-
-class Calls:
-    """Counts how often a teacher is run: methods skip it in phases, or run it twice."""
-
-    def __init__(self, teacher: nn.Module | None):
-        self.batches = self.calls = 0
-        if teacher is not None:
-            teacher.register_forward_hook(self._called)
-
-    def _called(self, *_: Any) -> None:
-        self.calls += 1
-
-    def counting(self, prepare: Prepare) -> Prepare:
-        """`prepare`, counting the batches."""
-
-        def counted(batch: Batch, progress: float) -> Batch:
-            self.batches += 1
-            return prepare(batch, progress)
-
-        return counted
-
-    def report(self) -> float | None:
-        """Calls a batch of training, over what this process trained; None where it trained nothing."""
-        return self.calls / self.batches if self.batches else None
 
 
 def teacher_cache(c: Config) -> Cache | None:
@@ -474,12 +378,6 @@ def teacher_cache(c: Config) -> Cache | None:
         )
     except OSError as error:
         raise SpecError([f"cache_teacher: cannot write to '{c.cache_teacher}': {error.strerror}"]) from None
-
-
-def cached(passes: Mapping[str, Pass], teacher: nn.Module | None, cache: Cache | None) -> dict[str, Pass]:
-    """The passes, those of a teacher that stays as it is with a cache."""
-    frozen = teacher is not None and not any(p.grad for p in passes.values() if p.model is teacher)
-    return {k: replace(p, cache=cache) if frozen and p.model is teacher else p for k, p in passes.items()}
 
 
 def make_fabric(c: Config) -> Any:
@@ -538,40 +436,6 @@ def planned(c: Config, student: nn.Module, teacher: nn.Module | None) -> Plan:
     except MergeError as error:
         mistakes.append(f"method: {' and '.join(c.method)} do not go together: {error}")
     raise SpecError(mistakes)
-
-
-def fits(name: str, model: nn.Module, x: torch.Tensor, classes: Sequence[str]) -> None:
-    """Raise SpecError unless a model takes these images and gives a logit a class; publish `dims` where it has none."""
-    kind, shape = type(model).__name__, list(x.shape[1:])
-    device = next((p.device for p in model.parameters()), x.device)
-    try:
-        with eval_mode(model), torch.no_grad():
-            if not hasattr(model, "dims"):
-                setattr(model, "dims", models.measure_dims(model, x.to(device)))  # noqa: B010, nn.Module does not declare it
-            logits = call(model, x.to(device)).logits
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise SpecError([f"{name}: {kind} cannot take images of {shape} (channels, height, width): {error}"]) from None
-    if logits.shape[-1] != len(classes):
-        got = f"{logits.shape[-1]} classes (logits {list(logits.shape)})"
-        raise SpecError([f"{name}: {kind} gives {got}, the data have {len(classes)}"])
-
-
-def rehearse(stage: Stage, batch: dict[str, torch.Tensor]) -> None:
-    """Compute every term once on two images, in evaluation mode: what does not fit is found before training."""
-    trainee = Trainee(stage)
-    from spikedistill.core.fit import Passes
-
-    with eval_mode(trainee), torch.no_grad():
-        try:
-            batch = trainee.prepare(batch, 0.5)
-        except ValueError as error:
-            raise SpecError([f"data: {error}"]) from None
-        step = Step(batch, Passes(trainee, batch), 0.5)
-        for name, (_, objective) in trainee.loss.items():
-            try:
-                objective(step)
-            except (RuntimeError, ValueError, TapError) as error:
-                raise SpecError([f"term '{name}': {error}"]) from None
 
 
 def say(c: Config, text: str) -> None:

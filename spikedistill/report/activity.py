@@ -5,6 +5,7 @@ What counts as what, for convolutions, linear layers and products of activations
   averages of spikes (after average pooling, or a mean over space or time): the spikes that were averaged, because
   event-driven hardware adds each of them when it arrives and folds 1 / k into the weights;
   anything else, such as an image: a multiply-add for each.
+Nothing is counted for a weight that is 0, nor into or out of a neuron with a closed gate: pruned is skipped.
 Norms are folded into the weights before deployment and are not counted.
 """
 
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from spikedistill.core.step import Batch
-from spikedistill.core.taps import infer
+from spikedistill.core.taps import eval_mode, infer
 from spikedistill.neurons import Neuron
+from spikedistill.transforms.sparsity import open_positions, synapses
+from spikedistill.transforms.unstructured_pruning import Gated
 
 
 @dataclass
@@ -52,16 +55,21 @@ def activity(
     "layers": name -> {"rate": spikes per neuron and step, "neurons"} and, with `neurons`, "rates", of every neuron;
     "rate": the same over all neurons; "steps": T.
     "operations": {"ac", "mac", "dense"}: additions for layers whose input is spikes, multiply-adds for those with other
-    inputs (non-zero ones only), and multiply-adds of the same layers run densely. A static input is convolved once.
+    inputs (non-zero ones only), and multiply-adds of the same layers run densely, weights of 0 too. A static input is
+    convolved once.
     "synapses": the same for each layer, name -> {"kind": ac or mac, "operations", "dense", "once": dense operations of
     one time step (what the ANN of this shape does for an image), "inputs", "outputs": values over all steps,
     "weights", "averaged": k where the input is means of k spikes}.
     """
-    layers = {name: _Layer() for name, m in model.named_modules() if isinstance(m, Neuron)}
-    synapses = {name: _Synapses() for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    gated = {id(m.neuron) for m in model.modules() if isinstance(m, Gated)}  # counted behind their gate
+    firing = [(name, m) for name, m in model.named_modules() if isinstance(m, Neuron | Gated) and id(m) not in gated]
+    layers = {name: _Layer() for name, _ in firing}
+    counts = {name: _Synapses() for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     modules, seen, steps_seen = dict(model.named_modules()), 0, 1
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     fired_yet = [False]
+    with eval_mode(model):
+        behind = open_positions(model)
 
     def fired(layer: _Layer):
         def hook(module: nn.Module, inputs: tuple, out: Tensor) -> None:
@@ -77,14 +85,14 @@ def activity(
 
     def operated(count: _Synapses):
         def hook(module: nn.Module, inputs: tuple, out: Tensor) -> None:
-            _count(count, module, inputs[0].detach(), out, fired_yet[0])
+            _count(count, module, inputs[0].detach(), out, fired_yet[0], behind.get(module))
 
         return hook
 
     with ExitStack() as stack:
         for name, layer in layers.items():
             stack.callback(modules[name].register_forward_hook(fired(layer)).remove)
-        for name, count in synapses.items():
+        for name, count in counts.items():
             stack.callback(modules[name].register_forward_hook(operated(count)).remove)
         for batch in data:
             size = len(batch["y"]) if "y" in batch else batch["x"].shape[batch["x"].ndim == 5]
@@ -92,9 +100,9 @@ def activity(
             timed = batch["x"].ndim == 5 or batch["x"].shape[0] != size
             x = batch["x"][:, :take] if timed else batch["x"][:take]
             fired_yet[0] = False
-            with _Products(synapses):
+            with _Products(counts):
                 steps_seen = len(infer(model, x.to(device), steps).logits)
-            for count in synapses.values():
+            for count in counts.values():
                 for dense, shape in count.calls:
                     merged = shape[0] == steps_seen * take
                     timed = merged or (len(shape) > 1 and shape[:2] == (steps_seen, take))
@@ -104,7 +112,7 @@ def activity(
             if seen >= samples:
                 break
     sites = sum(layer.sites for layer in layers.values())
-    used = {name: s for name, s in synapses.items() if s.dense}
+    used = {name: s for name, s in counts.items() if s.dense}
     return {
         "samples": seen,
         "steps": steps_seen,
@@ -187,30 +195,36 @@ def spikes_averaged(x: Tensor, most: int = 65536) -> int:
     return 0
 
 
-def _count(count: _Synapses, module: nn.Module, x: Tensor, out: Tensor, fired: bool) -> None:
+def _count(count: _Synapses, module: nn.Module, x: Tensor, out: Tensor, fired: bool, open_: Tensor | None) -> None:
     """Add the operations of one call: every input goes to as many outputs as the kernel gives it, edges included.
 
     fired: spikes came before, so that what is not whole may be an average of them (an image's pixels are not).
+    open_: [O, H, W] of what has an open gate behind it.
     """
+    assert isinstance(module, nn.Linear | nn.Conv2d)
     k = 1 if _whole(x) else spikes_averaged(x.float()) if fired else 0
     count.binary &= k > 0
     count.averaged = max(count.averaged, k)
     count.weights = sum(p.numel() for p in module.parameters())
     count.inputs += x.numel()
     count.outputs += out.numel()
-    weight = (x.float() * k).round() if k else x != 0
+    values = (x.float() * k).round() if k else (x != 0).float()
     if isinstance(module, nn.Linear):
         dense = float(x.numel() * module.out_features)
-        count.operations += weight.sum(dtype=torch.float64).item() * module.out_features
     else:
-        assert isinstance(module, nn.Conv2d)
-        planes = weight.flatten(0, -4).float() if x.ndim > 3 else weight[None].float()
+        kernel = module.kernel_size[0] * module.kernel_size[1]
+        dense = float(out.numel() * (module.in_channels // module.groups) * kernel)
+        values = values if x.ndim > 3 else values[None]
+    if open_ is not None or not bool(module.weight.all()):
+        reached = synapses(module, values)
+        count.operations += (reached if open_ is None else reached * open_).sum(dtype=torch.float64).item()
+    elif isinstance(module, nn.Linear):
+        count.operations += values.sum(dtype=torch.float64).item() * module.out_features
+    else:  # all outputs of a group are reached alike
+        planes = values.flatten(0, -4)
         group = planes.sum(1, keepdim=True) if module.groups == 1 else planes.unflatten(1, (module.groups, -1)).sum(2)
         ones = torch.ones(module.groups, 1, *module.kernel_size, device=x.device)
         reached = F.conv2d(group, ones, None, module.stride, module.padding, module.dilation, module.groups)
         count.operations += reached.sum(dtype=torch.float64).item() * (module.out_channels // module.groups)
-        dense = float(
-            out.numel() * (module.in_channels // module.groups) * module.kernel_size[0] * module.kernel_size[1]
-        )
     count.dense += dense
     count.calls.append((dense, out.shape))

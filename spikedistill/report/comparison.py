@@ -82,8 +82,11 @@ def measures(name: str, of: Mapping[int, Result]) -> Row:
         "energy_compute_nj": spent["compute"],
         "energy_nj": spent["total"],
         "seconds": average(lambda r: r["train_seconds"]),
+        "cpu_seconds": average(lambda r: r.get("train_cpu_seconds") if r.get("device") == "cpu" else None),
         "peak_memory_bytes": average(lambda r: r["peak_memory_bytes"]),
         "parameters": results[0]["parameters"]["student"],
+        "nonzero": average(lambda r: r["parameters"].get("nonzero")),
+        "trained": results[0]["parameters"].get("student_in_training"),
         "training_only": results[0]["parameters"]["training_only"],
         "teacher_calls": average(lambda r: r.get("teacher_calls")),
     }
@@ -152,15 +155,22 @@ ACCURACY: list[tuple[str, Callable[[Row], str]]] = [
     ("verdict", lambda r: r.get("verdict", "baseline" if r.get("baseline") else "")),
     ("seeds", lambda r: str(len(r["seeds"]))),
 ]
-COST: list[tuple[str, Callable[[Row], str]]] = [
+DEPLOYED: list[tuple[str, Callable[[Row], str]]] = [
     ("method", lambda r: r["name"]),
+    ("test", _accuracy),
+    ("params", lambda r: f"{r['parameters']:,}"),
+    ("not 0", lambda r: number(r.get("nonzero"), "{:,.0f}")),
     ("rate", lambda r: number(r["rate"], "{:.3f}")),
     ("M adds", lambda r: number(r["ac"] and r["ac"] / 1e6, "{:.2f}")),
     ("M mults", lambda r: number(r["mac"] and r["mac"] / 1e6, "{:.2f}")),
     ("nJ", lambda r: number(r["energy_nj"], "{:,.0f}")),
+]
+TRAINING: list[tuple[str, Callable[[Row], str]]] = [
+    ("method", lambda r: r["name"]),
+    ("CPU s", lambda r: number(r.get("cpu_seconds"), "{:.0f}")),
     ("train s", lambda r: number(r["seconds"], "{:.0f}")),
     ("peak MB", lambda r: number(r["peak_memory_bytes"] / 1e6, "{:.0f}")),
-    ("params", lambda r: f"{r['parameters']:,}"),
+    ("trained", lambda r: number(r.get("trained"), "{:,}")),
     ("extra", lambda r: f"{r['training_only']:,}"),
     ("teacher", lambda r: number(r["teacher_calls"], "{:.3g}")),
 ]
@@ -169,7 +179,7 @@ COST: list[tuple[str, Callable[[Row], str]]] = [
 def csv(rows: Sequence[Row]) -> str:
     """Every number of the rows, not rounded: shares, not percent. "accuracies" are in the order of "seeds"."""
     heads = ["valid", "accuracy", "spread", "rate", "ac", "mac", "energy_compute_nj", "energy_nj", "seconds"]
-    heads += ["peak_memory_bytes", "parameters", "training_only", "teacher_calls"]
+    heads += ["cpu_seconds", "peak_memory_bytes", "parameters", "nonzero", "trained", "training_only", "teacher_calls"]
     lines = []
     for row in rows:
         d = row.get("difference", {})
@@ -181,21 +191,35 @@ def csv(rows: Sequence[Row]) -> str:
 
 
 def tables(rows: Sequence[Row], title: str, baseline: str, confidence: float) -> list[Table]:
-    """Two tables: how good, and what it costs."""
+    """Three tables: how good; how large and busy the student is that is deployed; what training it took."""
     rows = [row | {"baseline": row["name"] == baseline} for row in rows]
+    clock = "train s" if timed(rows) else "CPU s"
+    costs = [("The student as deployed", DEPLOYED), ("Its training", [of for of in TRAINING if of[0] != clock])]
     heads = [
         f"Δ to {baseline}" if h == "Δ" else f"{confidence:.0%} interval" if h == "interval" else h for h, _ in ACCURACY
     ]
     return [
         Table(heads, [[text(row) for _, text in ACCURACY] for row in rows], title),
-        Table([head for head, _ in COST], [[text(row) for _, text in COST] for row in rows], "Cost"),
+        *(Table([h for h, _ in of], [[text(row) for _, text in of] for row in rows], name) for name, of in costs),
     ]
+
+
+def timed(rows: Sequence[Row]) -> bool:
+    """Whether processor time is known of every row: other programs do not lengthen it, as they do seconds."""
+    return all(row.get("cpu_seconds") is not None for row in rows)
 
 
 def legend(rows: Sequence[Row], confidence: float, together: int) -> list[str]:
     """What the columns mean."""
     count = sum("difference" in row for row in rows)
-    side = f" with {together} runs side by side" if together > 1 else ""
+    clock = f"train s: seconds of training{f' with {together} runs side by side' if together > 1 else ''}"
+    if timed(rows):
+        clock = "CPU s: seconds of training, of processor time, whatever else ran on the machine"
+    rewritten: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("rewritten"):
+            rewritten.setdefault(row["rewritten"], []).append(row["name"])
+    by = "; ".join(f"{', '.join(names)} by {how}" for how, names in rewritten.items())
     return [
         "valid, test: accuracy, mean (± standard deviation) over seeds; every choice was made on valid, test was read "
         "once a run.",
@@ -205,8 +229,10 @@ def legend(rows: Sequence[Row], confidence: float, together: int) -> list[str]:
             if count > 1
             else ""
         ),
-        "rate: spikes per neuron and step. M adds, M mults: million operations an image; nJ: energy of an image at "
-        "45 nm in float32 with memory traffic, an estimate (report/energy.py).",
-        f"train s: seconds of training{side}; peak MB: most memory of the process (of tensors on a GPU); extra: "
-        "parameters that only training has; teacher: teacher calls a batch.",
+        "params: of the student as it is saved, rewrites folded back; not 0: those that pruning left; rate: spikes per "
+        "neuron and step. M adds, M mults: million operations an image, none for a weight of 0; nJ: energy of an image "
+        "at 45 nm in float32 with memory traffic, an estimate (report/energy.py).",
+        f"{clock}; peak MB: most memory of the process (of tensors on a GPU); trained: parameters of the student while "
+        "it is trained; extra: parameters that only training has; teacher: teacher calls a batch.",
+        *([f"Rewritten before training, so not from the same initialisation as the others: {by}."] if by else []),
     ]

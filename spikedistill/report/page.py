@@ -396,7 +396,7 @@ def of_compare(folder: Path) -> dict[str, Any]:
     rows, baseline = c["rows"], c["baseline"]
     if not rows:
         raise SpecError([f"'{folder}': no run of this comparison is finished, so there is nothing to report yet"])
-    accuracy, cost = comparison.tables(rows, "", baseline, c["confidence"])
+    accuracy, *cost = comparison.tables(rows, "", baseline, c["confidence"])
     legend = comparison.legend(rows, c["confidence"], c.get("jobs", 1))
     drawn = {"accuracies": (figures.dots(rows), "")}
     if any("difference" in row for row in rows):
@@ -410,7 +410,7 @@ def of_compare(folder: Path) -> dict[str, Any]:
             "accuracy": r["accuracy"],
             "spread": r["spread"],
             "energy": r.get("energy_nj"),
-            "seconds": r["seconds"],
+            "seconds": r["cpu_seconds"] if comparison.timed(rows) else r["seconds"],
             "operations": (r["ac"] + r["mac"]) / 1e6,
         }
         for r in rows
@@ -418,11 +418,11 @@ def of_compare(folder: Path) -> dict[str, Any]:
     panels = [
         ("operations", "operations of an image [millions]"),
         ("energy", "energy of an image [nJ]"),
-        ("seconds", "training [s]"),
+        ("seconds", f"training [{'CPU s' if comparison.timed(rows) else 's'}]"),
     ]
     panels = [p for p in panels if all(point[p[0]] is not None for point in points)]
     caption = "Mean and standard deviation over seeds. A ring: nothing else here is better in both."
-    sections.append(Section("Cost", {"pareto": (figures.pareto(points, panels), caption)}, [cost], notes=legend[2:]))
+    sections.append(Section("Cost", {"pareto": (figures.pareto(points, panels), caption)}, cost, notes=legend[2:]))
     by_step = {r["name"]: r["by_step"] for r in rows}
     if all(len(v) > 1 for v in by_step.values()):
         drawn = {

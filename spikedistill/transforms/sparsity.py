@@ -1,9 +1,9 @@
-"""What is left of a pruned network: the share of synapses, and the additions that spikes cause.
+"""What is left of a pruned network: the share of synapses. `report.activity` counts the additions of the rest.
 
 A synapse is left if its weight is not 0, the neuron behind it has no closed gate, and some live path leads from the
 input to it: a neuron without a live synapse is dead, and so are those that leave it.
 
-Shi, Ding, Hao, Yu, ICLR 2024, https://openreview.net/forum?id=eoSeaK4QJo (connectivity, SOPs; 0.9 pJ an operation).
+Shi, Ding, Hao, Yu, ICLR 2024, https://openreview.net/forum?id=eoSeaK4QJo (connectivity).
 """
 
 from collections.abc import Callable, Sequence
@@ -74,27 +74,3 @@ def _live(model: nn.Module, shape: Sequence[int], dense: bool) -> float:
                     stack.callback(module.register_forward_hook(hook).remove)
         infer(model, torch.ones(1, *shape, device=next(model.parameters()).device), steps=1)
     return total
-
-
-@torch.no_grad()
-def synaptic_operations(model: nn.Module, x: Tensor, steps: int | None = None) -> float:
-    """Additions that the spikes of one sample cause, on average over images [B, C, H, W] or frames [T, B, C, H, W].
-
-    Spikes over synapses that are left. The first layer, and others that read currents and not spikes (some input is
-    negative), are left out.
-    """
-    total, first = 0.0, True
-
-    def hook(module: nn.Module, inputs: tuple[Tensor], out: Tensor) -> None:
-        nonlocal total, first
-        if not first and bool((inputs[0] >= 0).all()):
-            total += (synapses(module, inputs[0]) * behind.get(module, 1.0)).sum(dtype=torch.float64).item()
-        first = False
-
-    with ExitStack() as stack, eval_mode(model):
-        behind = open_positions(model)
-        for module in model.modules():
-            if isinstance(module, Layer):
-                stack.callback(module.register_forward_hook(hook).remove)
-        infer(model, x, steps)
-    return total / x.shape[-4]

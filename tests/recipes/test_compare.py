@@ -15,9 +15,12 @@ import spikedistill
 from spikedistill import cli
 from spikedistill.core.plan import Plan
 from spikedistill.core.step import Pass
+from spikedistill.functional import put
 from spikedistill.methods import METHODS
+from spikedistill.neurons import Neuron, ReLU
 from spikedistill.objectives import CE
-from spikedistill.recipes import compare, tuning
+from spikedistill.recipes import compare
+from spikedistill.recipes.comparing import tuning
 from spikedistill.recipes.distill import distill
 from spikedistill.spec import SpecError
 
@@ -88,8 +91,10 @@ def test_runs_of_a_seed_share_initialisation_order_and_augmentation(how, tmp_pat
         ce = weights[f"ce-{name[-1]}"]
         same = all(torch.allclose(v.float(), ce[k].float(), rtol=0, atol=1e-5) for k, v in state.items())
         assert same == (not name.startswith("own")), name
-    notes = " ".join(result["notes"])
-    assert "joint_a_snn rewrites the student" in notes and "own starts from weights of its own" in notes
+    assert {row["name"]: row["rewritten"] for row in result["rows"] if row["rewritten"]} == {
+        "joint_a_snn": "joint_a_snn"
+    }
+    assert "own starts from weights of its own" in " ".join(result["notes"])
     assert any(not torch.equal(v, weights["ce-1"][k]) for k, v in weights["ce-0"].items())
 
 
@@ -103,7 +108,9 @@ def test_rows_and_seeds_share_one_cache_of_the_teacher(how, tmp_path):
         for name in ("ce-0", "kd-0", "kd-1", "soft-0", "soft-1")
         for found in [json.loads((tmp_path / "again" / "runs" / name / "result.json").read_text())["teacher_cache"]]
     }
-    asked = hits["kd-0"][1]
+    cache, asked = shared["teacher_cache"], hits["kd-0"][1]
+    assert plain["teacher_cache"] is None and cache["read"] == 3 * asked and cache["saved_seconds"] > 0
+    assert f"{cache['computed']:,} computed, {cache['read']:,} read from the cache" in " ".join(shared["notes"])
     assert hits == {"ce-0": (0, 0), "kd-0": (0, asked)} | dict.fromkeys(("kd-1", "soft-0", "soft-1"), (asked, asked))
 
 
@@ -162,12 +169,66 @@ def test_rows_that_cannot_share_the_student_are_named(how, tmp_path, monkeypatch
         other = copy.deepcopy(student)
         return Plan({"student": Pass(other, grad=True)}, {"ce": (1.0, CE())})
 
+    def ann(student, teacher=None):
+        """A method that takes the student's neurons away."""
+        for name, module in [*student.named_modules()]:
+            if isinstance(module, Neuron):
+                put(student, name, ReLU())
+        return Plan({"student": Pass(student, grad=True)}, {"ce": (1.0, CE())})
+
     monkeypatch.setitem(METHODS, "another", another)
-    text = mistakes("ce; another; far = bkd(tap='stage9'); two = kd(ce=0.1)+bkd", how)
+    monkeypatch.setitem(METHODS, "ann", ann)
+    rows = "ce; another; ann; flat = ce; far = bkd(tap='stage9'); two = kd(ce=0.1)+bkd"
+    text = mistakes(rows, how, row={"flat": {"transform": "tt_snn(rank=2, where='no*')"}})
     assert "row 'another' does not train the student: it cannot share one" in text
     assert "row 'far': bkd: student (Small) publishes no tap 'stage9'" in text
+    assert "row 'ann' makes a network without spiking neurons of the student" in text
+    assert "row 'flat': transform: tt_snn: where='no*' names no 3x3 convolution" in text
     assert "row 'two'" in text and "term 'ce' means two things" in text and "row 'ce'" not in text
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_rows_may_rewrite_the_student_or_prune_it(how, tmp_path, capsys):
+    own = {"tt": {"transform": "tt_snn(rank=1)"}, "thin": {"optimizer": "stds(threshold=0.5)"}}
+    own |= {"gated": {"transform": "unstructured_pruning(mean=0.1, std=0.1)"}}
+    how |= {"select": "last", "seeds": [0], "row": own}
+    result = compare.compare("ce; tt = kd; thin = ce; gated = bkd", **how)
+    ce, tt, thin, gated = result["rows"]
+    assert [row["rewritten"] for row in result["rows"]] == [
+        "", "tt_snn(rank=1)", "", "unstructured_pruning(mean=0.1, std=0.1)",
+    ]  # fmt: skip
+    assert len({row["parameters"] for row in result["rows"]}) == 1, "folded back"
+    assert tt["trained"] < ce["trained"] == ce["parameters"] == thin["trained"] < gated["trained"]
+    assert ce["nonzero"] == ce["parameters"] > max(thin["nonzero"], gated["nonzero"])
+    assert tt["nonzero"] == ce["parameters"] - 3 * 6 * 4, "a cross has no corners"
+    assert thin["ac"] + thin["mac"] < ce["ac"] + ce["mac"] and ce["cpu_seconds"] > 0
+    out = tmp_path / "out"
+    assert json.loads((out / "runs" / "tt-0" / "config.json").read_text())["transform"] == ["tt_snn(rank=1)"]
+    text = (out / "compare.md").read_text()
+    assert "tt by tt_snn(rank=1); gated by unstructured_pruning" in text and "| CPU s |" in text and "| not 0 |" in text
+    assert "row.tt.transform: transform 'tt_snm' is unknown; did you mean 'tt_snn'?" in mistakes(
+        "ce; tt = kd", how | {"row": {"tt": {"transform": "tt_snm"}}}
+    )
+    assert "it is given as --transform tt_snn" in mistakes("ce; tt_snn", how | {"row": {}})
+    assert "tt-0' holds a run with other settings (transform" in mistakes(
+        "ce; tt = kd", how | {"row": {"tt": {"transform": "tt_snn(rank=2)"}}}
+    )
+
+
+def test_a_folder_that_is_a_run_or_a_file_is_left_alone(how, tmp_path):
+    how |= {"teacher": None, "seeds": [0]}
+    compare.compare("ce", **how)
+    run = tmp_path / "out" / "runs" / "ce-0"
+    before = {p: p.read_bytes() for p in run.iterdir()}
+    assert "is the folder of a run" in mistakes("ce", how, out=str(run))
+    assert "result.json' is a file" in mistakes("ce", how, out=str(run / "result.json" / "x"))
+    assert {p: p.read_bytes() for p in run.iterdir()} == before
+    (run / "result.json").unlink()
+    (run / "checkpoint.pt").write_bytes(before[run / "checkpoint.pt"][:1000])
+    assert "checkpoint.pt' is damaged: delete it, and the run begins again" in mistakes("ce; tet", how)
+    (run / "checkpoint.pt").unlink()
+    compare.compare("ce", **how)
+    assert (run / "student.safetensors").read_bytes() == before[run / "student.safetensors"]
 
 
 def test_folders_of_other_settings_versions_or_data_are_named_and_kept(how, tmp_path, capsys):

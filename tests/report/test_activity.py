@@ -45,6 +45,21 @@ def test_a_convolution_counts_what_it_adds(how):
     assert counted["operations"]["dense"] == pytest.approx(dense / 5) and counted["rate"] is None
 
 
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 1, groups=2), nn.Linear(4, 6)])
+def test_weights_of_zero_are_skipped(layer):
+    torch.manual_seed(0)
+    x = (torch.rand(5, 4) < 0.5).float()
+    layer.weight.data *= torch.rand(layer.weight.shape) < 0.5
+    count = 0
+    for sample in x.tolist():
+        for o, weights in enumerate(layer.weight.flatten(1).tolist()):
+            first = 2 * (o // 3) if isinstance(layer, nn.Conv2d) else 0
+            count += sum(sample[first + i] != 0 and w != 0 for i, w in enumerate(weights))
+    x = x[..., None, None] if isinstance(layer, nn.Conv2d) else x
+    measured = activity(nn.Sequential(layer, nn.Flatten(1)), [{"x": x}])
+    assert measured["operations"]["ac"] == pytest.approx(count / 5)
+
+
 def test_rates_by_layer_and_over_all():
     torch.manual_seed(0)
     model, x = small(classes=3, widths=(4, 6), steps=5), torch.rand(7, 1, 8, 8)

@@ -17,9 +17,10 @@ from spikedistill.core.taps import call, infer
 from spikedistill.methods import bkd
 from spikedistill.models.layers import Conv2d, Spiking
 from spikedistill.neurons import LIF
+from spikedistill.report.activity import activity
 from spikedistill.spec import SpecError
 from spikedistill.transforms.rewrite import merge
-from spikedistill.transforms.sparsity import connectivity, synaptic_operations
+from spikedistill.transforms.sparsity import connectivity
 from spikedistill.transforms.survey import survey
 from spikedistill.transforms.unstructured_pruning import Gate, Gated, Search, gates_of, plan, unstructured_pruning
 from tests.methods.toy import toy_batch, toy_student, toy_teacher
@@ -271,7 +272,7 @@ def test_connectivity():
     assert connectivity(nothing, SHAPE) == 0
 
 
-def test_synaptic_operations_by_counting():
+def test_operations_by_counting():
     torch.manual_seed(0)
     x = toy_batch()["x"]
     model = awake(pruned(), x)
@@ -288,8 +289,13 @@ def test_synaptic_operations_by_counting():
                             y, z = h - u + 1, w - v + 1
                             if 0 <= y < 4 and 0 <= z < 4 and kernel[o, c, u, v] != 0 and mask[o, y, z]:
                                 count += 1
-    head = out.taps["stage2"].mean((-2, -1)).sum().item() * 4
-    assert count > 50 and synaptic_operations(model, x) == pytest.approx((count + head) / 4)
+    head = out.taps["stage2"].sum().item() * 4  # every spike of an average is added
+    assert count > 50
+    for network in (model, merge(model)):
+        measured = activity(network, [{"x": x}])
+        assert measured["operations"]["ac"] == pytest.approx((count + head) / 4)
+        rate = measured["layers"]["stage2.1.neuron"]["rate"]  # of spikes that pass the gate
+        assert rate == pytest.approx(out.taps["stage2"].mean().item())
 
 
 def test_goes_with_bkd_and_keeps_the_taps():

@@ -1,0 +1,134 @@
+"""What comes out of a comparison: means and differences of the runs that are finished, in files and on the terminal."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spikedistill import runs
+from spikedistill.recipes import distill
+from spikedistill.recipes.comparing.folder import strange
+from spikedistill.recipes.comparing.rows import COMMON, Row, jobs_of
+from spikedistill.report import comparison, energy, tables
+from spikedistill.report.activity import activity
+from spikedistill.report.summary import many
+
+
+def summary(c: Any, rows: Sequence[Row], tuned: Mapping[str, Any]) -> dict[str, Any]:
+    """Write and print the comparison of what is finished."""
+    out, missing, kinds = Path(c.out), [], set()
+    results: dict[str, dict[int, Any]] = {row.name: {} for row in rows}
+    for row in rows:
+        for job, seed in zip(jobs_of(c, row), c.seeds):
+            if job.finished:
+                results[row.name][seed] = runs.read_json(job.folder / "result.json")
+                kinds.add(json.dumps(runs.read_json(job.folder / "machine.json")["versions"], sort_keys=True))
+            else:
+                missing.append(job.name)
+    results = {name: of for name, of in results.items() if of}
+    baseline = c.baseline or rows[0].name
+    compared, named = comparison.rows_of(results, baseline, c.confidence), {row.name: row for row in rows}
+    for line in compared:
+        row = named[line["name"]]
+        line |= {"settings": settings_of(c, row), "rewritten": row.rewritten}
+        line |= {"tuned": tuned[row.name]} if row.name in tuned else {}
+    notes = [f"not finished: {', '.join(missing)}"] if missing else []
+    notes += [f"made by {len(kinds)} sets of versions: " + "; ".join(sorted(kinds))] if len(kinds) > 1 else []
+    notes += [f"{row.name} {row.note}" for row in rows if row.note]
+    if strangers := strange(c, rows):
+        notes.append(f"not in this comparison, left alone: {', '.join(strangers)}")
+    if c.tune:
+        notes.append(
+            f"{c.tune} trials a row of {c.tune_epochs or c.epochs} epochs chose learning rate and weights on validation"
+        )
+    cache = cached(results) if c.cache_teacher else None
+    if cache:
+        saved = cache["saved_seconds"]
+        worth = "time saved unknown: none was computed here" if saved is None else f"about {saved:.0f} s saved"
+        notes.append(f"teacher outputs: {cache['computed']:,} computed, {cache['read']:,} read from the cache, {worth}")
+    title = f"{c.data}, {c.student}, T = {c.steps}, {many(c.epochs, 'epoch')}, {many(len(c.seeds), 'seed')}"
+    result = {
+        "title": title,
+        "baseline": baseline,
+        "confidence": c.confidence,
+        "seeds": c.seeds,
+        "conclusions": comparison.conclusions(results, compared, baseline),
+        "notes": notes,
+        "rows": compared,
+        "teacher": teacher_row(c),
+        "teacher_cache": cache,
+        "references": references(c, rows, results, baseline),
+        "jobs": c.jobs,
+        "settings": c.model_dump(include={*COMMON}),
+        "origin": runs.read_json(out / "origin.json"),
+        "machine": runs.machine(),
+        "seconds": sum(r["train_seconds"] for of in results.values() for r in of.values()),
+        "missing": missing,
+    }
+    write(result, c)
+    return result
+
+
+def cached(results: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
+    """What the cache of teacher outputs was worth to all runs, from the time that the computed ones took."""
+    kept = [r["teacher_cache"] for of in results.values() for r in of.values() if r.get("teacher_cache")]
+    computed, seconds = sum(k.get("computed", 0) for k in kept), sum(k.get("seconds", 0.0) for k in kept)
+    read = max(0, sum(k["asked"] for k in kept) - computed)
+    return {"computed": computed, "read": read, "saved_seconds": read * seconds / computed if computed else None}
+
+
+def settings_of(c: Any, row: Row) -> dict[str, Any]:
+    own = {k: v for k, v in row.own.items() if k != "teacher"}
+    return (
+        {"name": row.name, "methods": list(row.methods), "lr": c.lr}
+        | own
+        | {k: v for k, v in row.settings.items() if v}
+    )
+
+
+def teacher_row(c: Any) -> dict[str, Any] | None:
+    """What is known of the teacher: accuracy and size, where it is a run folder."""
+    if c.teacher is None:
+        return None
+    file = Path(c.teacher) / "result.json"
+    if not file.exists():
+        return {"name": c.teacher}
+    result = runs.read_json(file)
+    return {
+        "name": c.teacher,
+        "accuracy": result.get("test", {}).get("accuracy"),
+        "parameters": result["parameters"]["student"],
+        "seconds": result["train_seconds"],
+    }
+
+
+def references(
+    c: Any, rows: Sequence[Row], results: Mapping[str, Mapping[int, Any]], baseline: str
+) -> list[dict[str, Any]] | None:
+    """Energy of the baseline's student, the teacher and the ANN of the student's shape, as `energy.table` has it."""
+    measured = next((r["activity"] for r in results.get(baseline, {}).values() if "synapses" in r["activity"]), None)
+    if measured is None:
+        return None
+    teacher = None
+    if c.teacher and Path(c.teacher).exists():
+        data = distill.load_data(c)
+        data = distill.seen_by_teacher(data, [name for row in rows for name in row.methods])
+        teacher = activity(runs.load(c.teacher, fast=False), data.valid or data.test, samples=50)
+    return energy.table(measured, teacher)
+
+
+def write(result: dict[str, Any], c: Any) -> None:
+    """compare.json, .csv, .md and .tex, and the same on the terminal."""
+    out = Path(c.out)
+    runs.write_json(out / "compare.json", result)
+    drawn = comparison.tables(result["rows"], result["title"], result["baseline"], c.confidence)
+    words = [*result["conclusions"], *(f"Note: {note}." for note in result["notes"])]
+    legend = comparison.legend(result["rows"], c.confidence, c.jobs)
+    (out / "compare.md").write_text(
+        "\n".join([*map(tables.markdown, drawn), *(f"- {w}" for w in words), "", *legend]) + "\n"
+    )
+    (out / "compare.tex").write_text("\n".join(map(tables.latex, drawn)))
+    (out / "compare.csv").write_text(comparison.csv(result["rows"]))
+    for table in drawn:
+        tables.show(table)
+    print("\n".join([*words, "", *legend, f"{result['seconds']:.0f} s of training. Everything is in {out}"]))
