@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedistill import models
-from spikedistill.models.layers import AvgPool2d, spiking_conv
+from spikedistill.models.layers import AvgPool2d, over_space, spiking_conv
 from spikedistill.neurons import make
 
 WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256)  # 0: a 2x2 average pool
@@ -31,7 +31,7 @@ class Ours(nn.Module):
         self.stem, self.layers, self.head = layers[0], nn.Sequential(*layers[1:]), nn.Linear(last, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layers(self.stem(x[None], self.steps)).mean((-2, -1))).mean(0)
+        return self.head(over_space(self.layers(self.stem(x[None], self.steps)))).mean(0)
 
 
 class Static(nn.Module):
