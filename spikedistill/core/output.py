@@ -22,7 +22,7 @@ class Output:
 
 
 def rate(x: Tensor) -> Tensor:
-    """[T, B, ...] -> [B, ...]: the mean over time, in the order of x in memory, which `x.mean(0)` alone would change."""
+    """[T, B, ...] -> [B, ...]: the mean over time, in memory in the order of x, which `x.mean(0)` would change."""
     if len(x) == 1:
         return x[0]
     order = sorted(range(1, x.ndim), key=x.stride, reverse=True)
