@@ -19,7 +19,7 @@ import pytest
 from spikedistill.neurons.kernels import native
 
 native.LIBRARY = Path(sys.argv[1])
-tests = "(native or same_numbers or millions or bfloat16 or counter_example or threads or instruction)"
+tests = "(native or same_numbers or millions or bfloat16 or counter_example or threads or instruction or pool)"
 tests += " and not compiles and not registered and not exports"
 sys.exit(pytest.main(["-p", "no:cacheprovider", "tests/neurons/test_kernels.py", "-k", tests, *sys.argv[2:]]))
 PYTHON

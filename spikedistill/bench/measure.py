@@ -1,8 +1,9 @@
 """Seconds in turns, bytes kept for the backward pass, bytes resident at most."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from statistics import median
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -10,14 +11,15 @@ from torch import nn
 from spikedistill.runs import peak_memory, reset_peak_memory
 
 Work = Callable[[], object]
+Name = TypeVar("Name", bound=Hashable)
 
 
-def in_turns(work: Mapping[str, Work], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+def in_turns(work: Mapping[Name, Work], rounds: int, warmup: int = 2) -> dict[Name, list[float]]:
     """Seconds of every call, by name. A round calls each once, so that what disturbs the machine disturbs all."""
     for call in work.values():
         for _ in range(warmup):
             call()
-    seconds: dict[str, list[float]] = {name: [] for name in work}
+    seconds: dict[Name, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
         for name, call in work.items():
             began = time.perf_counter()

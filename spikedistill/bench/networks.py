@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from spikedistill import models
-from spikedistill.models.layers import AvgPool2d, spiking_conv
+from spikedistill.models.layers import AvgPool2d, over_space, spiking_conv
 from spikedistill.neurons import make
 
 WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256)  # 0: a 2x2 average pool
+STAGES = ((1, 3), (3, 6), (6, 8))  # of these layers, after the first
 
 
 class Ours(nn.Module):
@@ -28,10 +29,56 @@ class Ours(nn.Module):
         for width in WIDTHS:
             layers.append(spiking_conv(last, width, neuron=make(neuron)) if width else AvgPool2d(2))
             last = width or last
-        self.stem, self.layers, self.head = layers[0], nn.Sequential(*layers[1:]), nn.Linear(last, 10)
+        # from pool to pool, so that `models.recompute` finds parts
+        self.stem, self.stage1, self.stage2, self.stage3 = layers[0], *(nn.Sequential(*layers[a:b]) for a, b in STAGES)
+        self.head = nn.Linear(last, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layers(self.stem(x[None], self.steps)).mean((-2, -1))).mean(0)
+        x = self.stage3(self.stage2(self.stage1(self.stem(x[None], self.steps))))
+        return self.head(over_space(x)).mean(0)
+
+
+class Alone(nn.Module):
+    """The convolutions of a network and nothing else: what no norm, neuron or pool can make faster.
+
+    Each gets the map that it had in the first call of the whole network, and a gradient drawn once.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.work: list[tuple[nn.Conv2d, Tensor, bool]] = []
+        self.grads: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.work:
+            self._watch(x)
+        maps = [conv(m.detach().requires_grad_(learns)) for conv, m, learns in self.work]
+        self.grads = self.grads or [torch.randn_like(m) for m in maps]
+        return cast(Tensor, _Cut.apply(x.new_zeros(len(x), 10), self.grads, *maps))
+
+    def _watch(self, x: Tensor) -> None:
+        def note(conv: Any, given: tuple[Tensor]) -> None:
+            self.work.append((conv, given[0].detach(), given[0].requires_grad))
+
+        hooks = [m.register_forward_pre_hook(note) for m in self.model.modules() if isinstance(m, nn.Conv2d)]
+        with torch.enable_grad():
+            self.model(x)
+        for hook in hooks:
+            hook.remove()
+
+
+class _Cut(torch.autograd.Function):
+    """Constant logits of maps that get these gradients, whatever that of the logits is."""
+
+    @staticmethod
+    def forward(ctx, logits, grads, *maps):
+        ctx.grads = grads
+        return logits
+
+    @staticmethod
+    def backward(ctx, grad):  # pyrefly: ignore[bad-override]
+        return None, None, *ctx.grads
 
 
 class Static(nn.Module):

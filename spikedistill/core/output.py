@@ -22,5 +22,9 @@ class Output:
 
 
 def rate(x: Tensor) -> Tensor:
-    """[T, B, ...] -> [B, ...]: the mean over time."""
-    return x.mean(0)
+    """[T, B, ...] -> [B, ...]: the mean over time, in memory in the order of x, which `x.mean(0)` would change."""
+    if len(x) == 1:
+        return x[0]
+    order = sorted(range(1, x.ndim), key=x.stride, reverse=True)
+    back = [order.index(d) for d in range(1, x.ndim)]
+    return x.permute(0, *order).mean(0).permute(back)

@@ -49,8 +49,9 @@ def bkd_loss(restored: Tensor, teacher: Tensor, reduction: Reduction = "sum_per_
     if restored.shape != teacher.shape:
         shapes = f"student feature {list(restored.shape)} and teacher feature {list(teacher.shape)}"
         raise ValueError(f"bkd: {shapes} do not fit: choose other taps, or resize=True to interpolate the teacher's")
-    error = (wide(restored) - wide(teacher.detach())).square()
-    return error.mean() if reduction == "mean" else error.sum() / len(error)
+    # channels last, as they are in memory: the gradient of mse_loss always is as the axes are
+    y, target = (wide(x.movedim(1, -1)) for x in (restored, teacher.detach()))
+    return F.mse_loss(y, target) if reduction == "mean" else F.mse_loss(y, target, reduction="sum") / len(y)
 
 
 def wsld_loss(student: Tensor, teacher: Tensor, y: Tensor, tau: float = 2.0) -> Tensor:

@@ -27,6 +27,15 @@ def over_time(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
+def over_space(x: Tensor) -> Tensor:
+    """[T, B, C, H, W] -> [T, B, C]: the mean over height and width.
+
+    torch gives the gradient of `x.mean((-2, -1))` as NCHW, which the layer before would have to copy.
+    """
+    plain = kernels.traced(x) or not kernels.channels_last(x)
+    return x.mean((-2, -1)) if plain else x.movedim(2, -1).mean((2, 3))
+
+
 class Conv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return over_time(super().forward, input)

@@ -20,6 +20,7 @@ from spikedistill.models.layers import (
     NeuronName,
     Stage,
     make_neuron,
+    over_space,
     spiking_conv,
 )
 from spikedistill.neurons import Rectangle
@@ -75,7 +76,7 @@ class MSResNet(Network):
         x = self.stem(x)
         for stage in self.stages:
             x = getattr(self, stage)(x, steps)
-        return self.head(self.neuron(x).mean((-2, -1)))
+        return self.head(over_space(self.neuron(x)))
 
 
 def membrane_neuron(neuron: NeuronName) -> MakeNeuron:

@@ -25,6 +25,7 @@ from spikedistill.models.layers import (
     Spiking,
     choose,
     make_neuron,
+    over_space,
     spiking_conv,
     with_threshold,
 )
@@ -120,7 +121,7 @@ class QKFormer(Network):
         x = self.stem(x, steps)
         for stage in self.dims:
             x = getattr(self, stage)(x)
-        return self.head(x.mean((-2, -1)))
+        return self.head(over_space(x))
 
 
 def qkformer(

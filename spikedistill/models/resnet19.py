@@ -21,6 +21,7 @@ from spikedistill.models.layers import (
     Network,
     NeuronName,
     kaiming,
+    over_space,
     spiking_conv,
     tet_neuron,
 )
@@ -81,7 +82,7 @@ class PostSumResNet(Network):
         x = self.stem(x, steps)
         for stage in self.dims:
             x = getattr(self, stage)(x)
-        return self.head(self.hidden(x.mean((-2, -1))))
+        return self.head(self.hidden(over_space(x)))
 
 
 def resnet19(

@@ -24,6 +24,7 @@ from spikedistill.models.layers import (
     choose,
     kaiming,
     make_neuron,
+    over_space,
     spiking_conv,
 )
 from spikedistill.spec import Count
@@ -110,7 +111,7 @@ class SEWResNet(Network):
         x = self.pool(self.stem(x, steps))
         for stage in self.dims:
             x = getattr(self, stage)(x)
-        return self.head(x.mean((-2, -1)))
+        return self.head(over_space(x))
 
 
 def silence(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from spikedistill import neurons
-from spikedistill.models.layers import MaxPool2d, Network, spiking_conv
+from spikedistill.models.layers import MaxPool2d, Network, over_space, spiking_conv
 from spikedistill.spec import Count
 
 
@@ -40,7 +40,7 @@ class Small(Network):
         x = self.stem(*self.start(x, steps))
         for name in self.dims:
             x = self.get_submodule(name)(x)
-        return self.out(self.head(x.mean((-2, -1))))
+        return self.out(self.head(over_space(x)))
 
 
 def small(

@@ -22,6 +22,7 @@ from spikedistill.models.layers import (
     Network,
     NeuronName,
     make_neuron,
+    over_space,
     spiking_conv,
     with_threshold,
 )
@@ -131,7 +132,7 @@ class Spikformer(Network):
         x = self.embedding(x, steps)
         for stage in self.dims:
             x = getattr(self, stage)(x)
-        return self.head(x.mean((-2, -1)))
+        return self.head(over_space(x))
 
 
 def groups(total: int, parts: int) -> list[int]:

@@ -22,14 +22,17 @@ from torch import Tensor, nn
 from spikedistill import data, models, runs
 from spikedistill.bench import networks
 from spikedistill.bench.measure import in_turns, resident_growth, saved_bytes, spread
+from spikedistill.cache import Cache
 from spikedistill.core.fit import Stage, Trainee, fit
 from spikedistill.core.step import Batch
+from spikedistill.core.taps import infer
 from spikedistill.methods import METHODS
 from spikedistill.neurons import kernels
 from spikedistill.recipes.distill import Config as DistillConfig
-from spikedistill.recipes.distill import precision
+from spikedistill.recipes.distill import cached, precision
+from spikedistill.recipes.quickstart import METHODS as QUICKSTART
 from spikedistill.report import figures, tables
-from spikedistill.spec import SpecError
+from spikedistill.spec import SpecError, parse
 
 Part = Literal["vgg", "sew_resnet18", "spikformer", "neuron", "steps", "methods", "data"]
 PARTS = ("vgg", "sew_resnet18", "spikformer", "neuron", "steps", "methods", "data")
@@ -72,6 +75,9 @@ class Entry:
     compile: bool = False
 
 
+ALONE = "convolutions of ours alone"
+
+
 def entries(part: str) -> dict[str, Entry]:
     """The lines of a table. `ours, auto` is what `--precision auto` takes on this machine."""
     fast = precision(DistillConfig()) == "bf16-mixed"
@@ -82,6 +88,7 @@ def entries(part: str) -> dict[str, Entry]:
             "ours, fp32": Entry(networks.sew_resnet18, channels_last=True),
             "spikingjelly, fp32": Entry(networks.SpikingJellySEW, sj),
             "spikingjelly, bf16": Entry(networks.SpikingJellySEW, sj, bf16=True),
+            ALONE: Entry(lambda steps: networks.Alone(networks.sew_resnet18(steps)), bf16=fast, channels_last=True),
         }
     if part == "spikformer":
         return {
@@ -100,6 +107,7 @@ def entries(part: str) -> dict[str, Entry]:
         "sinabs, fp32": Entry(networks.Sinabs, "sinabs"),
         "ReLU net, T x B images, bf16": Entry(networks.Relu, bf16=True, channels_last=True),
         "ReLU net, bf16, compiled": Entry(networks.Relu, bf16=True, channels_last=True, compile=True),
+        ALONE: Entry(lambda steps: networks.Alone(networks.Ours(steps)), bf16=fast, channels_last=True),
     }
 
 
@@ -111,7 +119,7 @@ def prepared(
     x, y = torch.rand(batch, 3, 32, 32), torch.randint(10, (batch,))
     net = entry.build(steps)
     if entry.channels_last:
-        net, x = net.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)  # pyrefly: ignore
+        net, x = channels_last(net), x.to(memory_format=torch.channels_last)
     run = torch.compile(net) if entry.compile else net
     optim = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
 
@@ -162,13 +170,18 @@ def network_table(part: str, c: Config) -> list[dict[str, Any]]:
     if c.memory:
         for name in rows:
             say(f"{part}: memory of '{name}'")
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                rows[name]["resident_mib"] = pool.apply(growth, (part, name, c.batch, c.steps)) / 2**20
+            rows[name]["resident_mib"] = elsewhere(growth, part, name, c.batch, c.steps) / 2**20
     return [*rows.values()]
 
 
+def elsewhere(function: Callable[..., int], *given: Any) -> int:
+    """function(*given) in a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, given)
+
+
 def growth(part: str, name: str, batch: int, steps: int) -> int:
-    """Bytes by which a fresh process grows over three training steps."""
+    """Bytes by which a process grows over three training steps."""
     return resident_growth(prepared(entries(part)[name], batch, steps)[2])
 
 
@@ -192,52 +205,85 @@ def neuron_table(c: Config) -> list[dict[str, Any]]:
 
 
 def steps_table(c: Config) -> list[dict[str, Any]]:
-    """Cost of the VGG by T, eight images."""
-    rows, work = [], {}
-    ours = entries("vgg")["ours, auto"]
-    for steps in (1, 2, 4, 8, 16, 32):
-        net, loss, train, _ = prepared(ours, 8, steps)
-        work[str(steps)] = train
-        rows.append({"name": f"T = {steps}", "steps": steps, "saved_mib": saved_bytes(loss, net) / 2**20})
+    """Cost of the VGG by T, eight images; for large T also with stages that are computed again."""
+    rows, work = [], dict[str, Callable[[], None]]()
+    for steps, again in [*((t, False) for t in (1, 2, 4, 8, 16, 32)), (16, True), (32, True)]:
+        net, loss, train = by_steps(steps, again)
+        name = f"T = {steps}{', recomputed' if again else ''}"
+        rows.append({"name": name, "steps": steps, "recompute": again, "saved_mib": saved_bytes(loss, net) / 2**20})
+        work[name] = train
     for row, seconds in zip(rows, in_turns(work, max(3, c.rounds // 3), 1).values()):
         row["train"] = spread(seconds)
+    if c.memory:
+        for row in rows:
+            row["resident_mib"] = elsewhere(growth_by_steps, row["steps"], row["recompute"]) / 2**20
     return rows
+
+
+def by_steps(steps: int, again: bool) -> tuple[nn.Module, Callable[[], Tensor], Callable[[], None]]:
+    net, loss, train, _ = prepared(entries("vgg")["ours, auto"], 8, steps)
+    return models.recompute(net) if again else net, loss, train
+
+
+def growth_by_steps(steps: int, again: bool) -> int:
+    return resident_growth(by_steps(steps, again)[2])
 
 
 STUDENT, TEACHER = "small(widths=(16, 64, 128))", "small(widths=(32, 64, 128), depth=2, neuron=relu)"
 
 
 def methods_table(c: Config) -> list[dict[str, Any]]:
-    """A step of each method on the quickstart's student and teacher, as a multiple of cross-entropy's."""
+    """A step of each method on the quickstart's student and teacher, as a multiple of cross-entropy's.
+
+    With the teacher run in every step, and with its outputs from a cache. First the teacher's forward pass alone.
+    """
     sets = data.load("fashion-mini", batch_size=64)
     batch = next(iter(sets.train))
     image = dict(classes=len(sets.classes), channels=sets.shape[0], mean=sets.mean, std=sets.std)
     bf16 = precision(DistillConfig()) == "bf16-mixed"
-    work, rows = {}, {}
-    for name, method in METHODS.items():
-        torch.manual_seed(0)
-        student = models.build(STUDENT, steps=c.steps, **image)
-        try:
-            plan = method(student, models.build(TEACHER, **image))
-            trainee = Trainee(Stage([batch], **vars(plan)))
-            work[name] = method_step(trainee, plan.after_step, batch, bf16)
-            work[name]()
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            work.pop(name, None)
-            say(f"methods: without {name}, which needs more than images and an ANN: {str(error).splitlines()[0]}")
-            continue
-        own = {id(p) for p in student.parameters()}
-        rows[name] = {"name": name, "extra": sum(p.numel() for p in trainee.parameters() if id(p) not in own)}
-    seconds = in_turns(work, c.rounds)
-    for name, row in rows.items():
-        row["train"] = spread(seconds[name])
-        row["ratio"] = row["train"]["ms"] / spread(seconds["ce"])["ms"]
+    teacher = channels_last(models.build(TEACHER, **image))
+
+    def forward() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            infer(teacher, batch["x"])
+
+    work: dict[tuple[str, str], Callable[[], None]] = {("the teacher's forward pass", "train"): forward}
+    rows: dict[str, dict[str, Any]] = {"the teacher's forward pass": {"name": "the teacher's forward pass"}}
+    for text in (*METHODS, QUICKSTART["bkd"]["methods"]):
+        name, _, how = parse(text)
+        for kind, cache in (("train", None), ("cached", Cache())):
+            torch.manual_seed(0)
+            student, teacher = models.build(STUDENT, steps=c.steps, **image), models.build(TEACHER, **image)
+            try:
+                plan = METHODS[name](student, teacher, **how)
+                passes = cached(plan.passes, teacher, cache)
+                if cache and not any(p.cache for p in passes.values()):
+                    continue  # nothing to keep
+                trainee = Trainee(Stage([batch], **vars(plan) | {"passes": passes}))
+                step = method_step(trainee, plan.after_step, batch, bf16)
+                step()
+            except (KeyError, ValueError, TypeError, RuntimeError) as error:
+                say(f"methods: without {text}, which needs more than images and an ANN: {str(error).splitlines()[0]}")
+                break
+            own = {id(p) for p in student.parameters()}
+            extra = sum(p.numel() for p in trainee.parameters() if id(p) not in own)
+            work[text, kind], rows[text] = step, {"name": text, "extra": extra}
+    for (text, kind), seconds in in_turns(work, c.rounds).items():
+        rows[text][kind] = spread(seconds)
+    for row in rows.values():
+        for kind, ratio in (("train", "ratio"), ("cached", "cached_ratio")):
+            if kind in row:
+                row[ratio] = row[kind]["ms"] / rows["ce"]["train"]["ms"]
     return [*rows.values()]
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    return module.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
 
 def method_step(trainee: Trainee, after: Any, batch: Batch, bf16: bool) -> Callable[[], None]:
     for module in (*trainee.models.values(), *trainee.objectives.values(), *trainee.frozen):
-        module.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+        channels_last(module)
     optim = torch.optim.AdamW([p for p in trainee.parameters() if p.requires_grad], lr=1e-3, fused=True)
     trainee.train()
 
@@ -299,7 +345,8 @@ def run(c: Config) -> list[dict[str, Any]]:
     )
     (out / "speed.md").write_text(f"{head}rounds (quartiles), made by `spikedistill bench`\n\n{text}")
     if {"vgg", "steps"} <= found.keys():
-        figures.speed(found["vgg"]["rows"], found["steps"]["rows"], out / "speed.svg")
+        by_t = [row for row in found["steps"]["rows"] if not row.get("recompute")]
+        figures.speed(found["vgg"]["rows"], by_t, out / "speed.svg")
     print(f"Tables: {out}")
     return [found[part] for part in c.parts]
 
@@ -324,11 +371,17 @@ def drawn(part: str, rows: list[dict[str, Any]], c: Config) -> list[tables.Table
         title = f"LIF alone, forward and backward, [{c.steps}, 64, 64, 16, 16], against a copy of as many bytes"
         return [tables.Table(["type", "LIF ms", "copy ms", "ratio"], cells, title)]
     if part == "steps":
-        cells = [[r["name"], ms(r["train"]), number(r["saved_mib"])] for r in rows]
-        return [tables.Table(["", "train ms", "saved MiB"], cells, "Cost by time steps, VGG, B = 8")]
+        cells = [[r["name"], ms(r["train"]), number(r["saved_mib"]), number(r.get("resident_mib"))] for r in rows]
+        title = "Cost by time steps, VGG, B = 8; recomputed: each stage runs again in the backward pass (--recompute)"
+        return [tables.Table(["", "train ms", "saved MiB", "process grows MiB"], cells, title)]
     if part == "methods":
-        cells = [[r["name"], ms(r["train"]), f"{r['ratio']:.2f}", f"{r['extra']:,}"] for r in rows]
-        heads = ["method", "step ms", "cost", "training-only parameters"]
+        cells = [
+            [r["name"], ms(r["train"]), f"{r['ratio']:.2f}"]
+            + ([ms(r["cached"]), f"{r['cached_ratio']:.2f}"] if "cached" in r else ["", ""])
+            + [f"{r['extra']:,}" if "extra" in r else ""]
+            for r in rows
+        ]
+        heads = ["method", "step ms", "cost", "step ms, teacher cached", "cost ", "training-only parameters"]
         title = f"Methods at their defaults, cost over ce: {STUDENT}, teacher {TEACHER}, B = 64"
         return [tables.Table(heads, cells, title)]
     cells = [[r["name"], f"{r['waited']:.1%}", f"{r['images_per_second']:,.0f}"] for r in rows]

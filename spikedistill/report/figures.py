@@ -131,7 +131,9 @@ def speed(networks: list[dict[str, Any]], steps: list[dict[str, Any]], path: Pat
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for i, row in enumerate(networks):
         t = row["train"]
-        colour = ORANGE if row["name"].startswith("ours") else GREY if row["name"].startswith("ReLU") else BLUE
+        colour = (
+            ORANGE if row["name"].startswith("ours") else GREY if row["name"].startswith(("ReLU", "conv")) else BLUE
+        )
         left.barh(i, t["ms"], color=colour, xerr=[[t["ms"] - t["low"]], [t["high"] - t["ms"]]], height=0.7)
         left.annotate(f"{t['ms']:.0f}", (t["high"], i), (4, 0), textcoords="offset points", va="center", fontsize=8)
     left.set_yticks(range(len(networks)), [row["name"] for row in networks], fontsize=8)

@@ -14,6 +14,7 @@ from spikedistill.models.layers import (
     choose,
     kaiming,
     make_neuron,
+    over_space,
     sequence,
     tet_neuron,
 )
@@ -29,6 +30,28 @@ def test_dropout_drops_the_same_at_every_step():
     assert y.unique().tolist() == pytest.approx([0, 1 / 0.6])
     assert 0.3 < (y == 0).float().mean() < 0.5
     assert layer.eval()(x) is x or torch.equal(layer(x), x)
+
+
+def test_the_mean_over_space_hands_back_a_gradient_in_the_layout_of_the_map():
+    for last in (True, False):
+        x = torch.randn(3, 2, 4, 6, 5)  # [T, B, H, W, C] or [T, B, C, H, W]
+        x = (x.movedim(-1, 2) if last else x).requires_grad_()
+        y = over_space(x)
+        torch.testing.assert_close(y, x.mean((-2, -1)))
+        g = torch.randn_like(y)
+        (grad,) = torch.autograd.grad(y, x, g)
+        torch.testing.assert_close(grad, (g / (x.shape[-1] * x.shape[-2]))[..., None, None].expand_as(x))
+        assert grad.stride() == x.stride()
+
+
+def test_an_exporter_sees_the_mean_over_space_as_one_mean():
+    class Net(nn.Module):
+        def forward(self, x):
+            return over_space(x)
+
+    x = torch.randn(3, 2, 4, 6, 5).movedim(-1, 2)
+    nodes = torch.export.export(Net(), (x,)).graph.nodes
+    assert [n.target for n in nodes if n.op == "call_function"] == [torch.ops.aten.mean.dim]
 
 
 HOWS: list[dict[str, Any]] = [

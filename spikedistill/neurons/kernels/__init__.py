@@ -19,6 +19,7 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 from spikedistill.neurons import functional
 from spikedistill.neurons.functional import Number, time_steps
 from spikedistill.neurons.kernels import eager, native, ops
+from spikedistill.neurons.kernels.ops import channels_last, dense
 from spikedistill.neurons.surrogate import SURROGATES, ATan, Surrogate, parameter
 
 _forced = "auto"
@@ -126,11 +127,15 @@ def avg_pool(x: Tensor) -> Tensor:
     return _pool(x, True)
 
 
+def traced(x: Tensor) -> bool:
+    """Whether a compiler or an exporter watches, which should see torch's own operators."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
+
+
 def _pool(x: Tensor, mean: bool) -> Tensor:
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
-    if traced or x.ndim != 5 or min(x.shape[-2:]) < 2 or choose(x) is not native:
+    if traced(x) or x.ndim != 5 or min(x.shape[-2:]) < 2 or choose(x) is not native:
         return (avg_pool2d if mean else max_pool2d)(x.flatten(0, 1), 2).unflatten(0, x.shape[:2])
-    return native.Pool.apply(ops.dense(x), mean, torch.is_grad_enabled() and x.requires_grad)
+    return native.Pool.apply(dense(x), mean, torch.is_grad_enabled() and x.requires_grad)
 
 
 def _only_reference(x: Tensor, decay: Number, gain: Number, surrogate: Surrogate) -> bool:
