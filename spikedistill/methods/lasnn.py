@@ -83,7 +83,7 @@ class Stages(nn.Module):
         losses = []
         for s, t, adapt in zip(*self.taps.values(), self.adapt):
             x = adapt(rate(step.student.taps[s]))
-            losses.append(squared_error(x, matched(rate(step.teacher.taps[t]).detach(), x, self.resize, "lasnn")))
+            losses.append(squared_error(x, matched(rate(step.teacher.taps[t]), x, self.resize, "lasnn")))
         return torch.stack(losses).sum()
 
 

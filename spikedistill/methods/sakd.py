@@ -97,7 +97,7 @@ class Stages(nn.Module):
         losses = []
         for s, t, phi in zip(*self.taps.values(), self.transform):
             x = phi(rate(step.student.taps[s]))
-            losses.append(feature_loss(x, matched(rate(step.teacher.taps[t]).detach(), x, self.resize, "sakd")))
+            losses.append(feature_loss(x, matched(rate(step.teacher.taps[t]), x, self.resize, "sakd")))
         return torch.stack(losses).sum()
 
 

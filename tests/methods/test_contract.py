@@ -51,7 +51,7 @@ ENROLLED = {
     "bkd": partial(bkd, blur=0.0, weight=1e-3, wsld=0.5, tau=3.0),
     "bkd, mean": partial(bkd, blur=0.0, weight=1.0, reduction="mean", hidden=3),
     "kdsnn": partial(kdsnn, norms=("stem.norm", "stage2.1.norm"), weight=0.01),
-    "kdsnn, response": partial(kdsnn, variant="response", alpha=0.3, tau=3.0, soft="cross_entropy"),
+    "kdsnn, response": partial(kdsnn, variant="response", alpha=0.3, tau=3.0),
     "kdsnn, mse": partial(kdsnn, variant="mse", weight=0.4),
     "kdsnn, pooled": partial(kdsnn, variant="pooled", weight=0.3),
     "distilling_spikes": spiking(partial(distilling_spikes, alpha=0.4, sliding=0.6, window=1, tau=3.0)),
