@@ -83,7 +83,7 @@ ENROLLED = {
     "activity": partial(activity, alpha=0.3, tau=3.0, act=0.2, act_p=2, logits=0.1, logits_p=1, logits_on="step"),
     "activity, mse": partial(activity, kd="mse", act=0.1, act_on="spike", act_per="spikes"),
     "ckdsnn": partial(ckdsnn, beta=2.0, gamma=0.6, map_temperature=0.5, tau=3.0, noise=0.0),
-    "ckdsnn, code": partial(ckdsnn, preset="official_code", cam="grad", tap="stage1", teacher_tap="stage1", noise=0.2),
+    "ckdsnn, code": partial(ckdsnn, preset="official_code", tap="stage1", teacher_tap="stage1", noise=0.2),
     "ckd": partial(ckd, weight=0.7, tau=3.0, align=0.4, exponent=60.0, lam=0.1),
     "ckd, shared": partial(ckd, phases="constant", divergence="mse", kd_per_step=True, exponent=60.0, shared_head=True),
     "meom": partial(meom, rho=0.6, lam=0.3, tau=2.0, tpd_tau=1.5, tmpd=0.7, tpd=0.2),
