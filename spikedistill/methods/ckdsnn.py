@@ -121,7 +121,7 @@ class SAMD(nn.Module):
             self.plain = bool(near)
         if not self.plain or not linear:
             return grad_cam(teacher, step.batch["x"], self.t)
-        return activation_map(feature, linear.weight.detach()[logits.argmax(-1)])
+        return activation_map(feature, linear.weight[logits.argmax(-1)])
 
 
 class NLD(nn.Module):
