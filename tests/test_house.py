@@ -53,7 +53,7 @@ def test_core_stays_small_and_methods_stay_readable():
     lines = sum(len(f.read_text().splitlines()) for f in (ROOT / "core").glob("*.py"))
     assert lines <= 950
     for file in (ROOT / "methods").glob("*.py"):
-        assert len(file.read_text().splitlines()) <= 186, file.name
+        assert len(file.read_text().splitlines()) <= 185, file.name
 
 
 @pytest.mark.parametrize("word", ["import pickle", "pickle.load", "weights_only=False", "import tonic", "eval("])

@@ -24,6 +24,8 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 120  # a test file that takes longer has noticed
+QUICK = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:unraisableexception")  # the last collects garbage for a second
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # of no use here, and slow to import
 
 RULES = (  # name, pattern, what takes its place
     ("mean -> sum", r"\.mean\(", ".sum("),
@@ -95,7 +97,7 @@ def passes(folder: Path, method: str) -> bool:
             with open(os.devnull, "w") as null:
                 os.dup2(null.fileno(), 1)
                 os.dup2(null.fileno(), 2)
-                code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"tests/methods/test_{method}.py"]))
+                code = int(pytest.main([*QUICK, f"tests/methods/test_{method}.py"]))
         finally:
             os._exit(code)
     began = time.monotonic()

@@ -2,7 +2,7 @@
 
     A_te = ReLU( sum_d omega_d F_d )        class activation map of the class c that the teacher predicts, [B, H, W]
            omega = W[c]                     plain CAM, for a linear layer W on the spatial mean of F
-           omega_d = mean_hw dz_t[c]/dF_d   Grad-CAM, for any other teacher
+           omega_d = mean_hw dz_t[c]/dF_d   Grad-CAM, for any other teacher, which costs one more pass of it
     A_st = sum_t sum_c S[t, c]              the student's spikes counted over time and channels
     P(A) = softmax over pixels of N(A) / T_map             N: minus the minimum, then over the maximum + 1e-3
     L_SAMD = T_map^2 mean_b KL( P(A_te) || P(A_st) )
@@ -97,41 +97,31 @@ def nld_loss(s: Tensor, v: Tensor, draw: Tensor, tau: float, noise: float, prese
 
 
 class SAMD(nn.Module):
-    """`samd_loss` of spike counts with the teacher's map. linear: W for plain CAM, or None for Grad-CAM."""
+    """`samd_loss` of spike counts with the teacher's map. Its keyword arguments are those of the function."""
 
-    def __init__(
-        self,
-        student: str,
-        tap: str,
-        teacher: nn.Module,
-        linear: nn.Linear | None,
-        temperature: float = 2.0,
-        preset: Preset = "paper",
-        resize: bool = False,
-    ):
+    def __init__(self, student: str, tap: str, teacher: nn.Module, resize: bool = False, **how):
         super().__init__()
-        self.s, self.t, self.temperature, self.preset, self.resize = student, tap, temperature, preset, resize
+        self.s, self.t, self.resize, self.how = student, tap, resize, how
         self.taps = {"student": [student], "teacher": [tap]}
-        self.frozen = (teacher, linear)  # in a tuple, so that they are not part of this module
-        self.checked = False
+        self.frozen = teacher, next((m for m in reversed([*teacher.modules()]) if isinstance(m, nn.Linear)), None)
+        self.plain: bool | None = None  # whether plain CAM will do, known after the first look
 
     def forward(self, step: Step) -> Tensor:
         student = wide(grid(step.student.taps[self.s])).sum((0, 2))
         target = matched(self.target(step)[:, None], student[:, None], self.resize, "ckdsnn")[:, 0]
-        return samd_loss(student, target, self.temperature, self.preset)
+        return samd_loss(student, target, **self.how)
 
     def target(self, step: Step) -> Tensor:  # -> [B, H, W]
-        """The teacher's map. Raises ValueError where its logits are not those of the linear layer, at first use."""
-        teacher, linear = self.frozen
-        if linear is None:
-            return grad_cam(teacher, step.batch["x"], self.t)
+        """The teacher's map: plain CAM where its logits are those of its last linear layer on the mean of the tap."""
+        teacher, linear = self.frozen  # in a tuple, so that they are not part of this module
         feature, logits = rate(grid(step.teacher.taps[self.t])), rate(step.teacher.logits)
-        if not self.checked:
-            own = linear(feature.mean((-2, -1))).detach()
-            if own.shape != logits.shape or (own - logits).abs().max() > 0.05 * logits.abs().max() + 1e-3:
-                raise ValueError(f"ckdsnn: the teacher is not linear in the mean of '{self.t}': use cam='grad'")
-            self.checked = True
-        return activation_map(feature, linear.weight.detach()[logits.argmax(-1)])
+        if self.plain is None:
+            own = linear(feature.mean((-2, -1))) if linear and linear.in_features == feature.shape[1] else feature
+            near = own.shape == logits.shape and (own - logits).abs().max() <= 0.05 * logits.abs().max() + 1e-3
+            self.plain = bool(near)
+        if not self.plain or not linear:
+            return grad_cam(teacher, step.batch["x"], self.t)
+        return activation_map(feature, linear.weight[logits.argmax(-1)])
 
 
 class NLD(nn.Module):
@@ -159,7 +149,6 @@ def ckdsnn(
     map_temperature: Positive = 2.0,
     tau: Positive = 2.0,
     noise: Share = 0.1,
-    cam: Literal["auto", "grad"] = "auto",
     resize: bool = False,
     preset: Preset = "paper",
 ) -> Plan:
@@ -169,18 +158,14 @@ def ckdsnn(
     beta: weight of the map term.  gamma: weight of the logits term.
     map_temperature: of the softmax over pixels.  tau: temperature of the logits.
     noise: size of the noise in the logits, or its share of the mixture with official_code.
-    cam: auto weighs channels by the teacher's last layer where that is linear on the channels of the tap, and otherwise
-    does as grad does, by a gradient and one more pass of the teacher.
     resize: interpolate a teacher map of another height and width.
     preset: official_code for the authors' code, see above.
     """
     tap, _ = published(student, tap, "student")
-    teacher_tap, channels = published(teacher, teacher_tap, "teacher")
+    teacher_tap, _ = published(teacher, teacher_tap, "teacher")
     loss: Terms = {"ce": (1.0, CE())}
     if beta:
-        last = [m for m in teacher.modules() if isinstance(m, nn.Linear) and cam == "auto"][-1:]
-        linear = last[0] if last and last[0].in_features == channels else None
-        loss["samd"] = (beta, SAMD(tap, teacher_tap, teacher, linear, map_temperature, preset, resize))
+        loss["samd"] = (beta, SAMD(tap, teacher_tap, teacher, resize, temperature=map_temperature, preset=preset))
     if gamma:
         loss["nld"] = (gamma, NLD(tau, noise, preset))
     return Plan({"student": Pass(student, grad=True), "teacher": Pass(teacher)}, loss)

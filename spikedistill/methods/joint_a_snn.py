@@ -50,10 +50,10 @@ class Factors(nn.Module):
         return tuple(torch.linalg.svd(kernel.permute(2, 3, 0, 1), full_matrices=False))
 
 
-def factors(module: nn.Module) -> parametrize.ParametrizationList | None:
-    """Where a convolution keeps its factors (original0: U, original1: sigma, original2: V); None if it has none."""
-    kept = getattr(module, "parametrizations", {"weight": None})["weight"]
-    return kept if isinstance(kept, parametrize.ParametrizationList) and isinstance(kept[0], Factors) else None
+def factors(model: nn.Module) -> list[parametrize.ParametrizationList]:
+    """Where convolutions keep their factors (original0: U, original1: sigma, original2: V)."""
+    kept = [m for m in model.modules() if isinstance(m, parametrize.ParametrizationList)]
+    return [m for m in kept if isinstance(m[0], Factors)]
 
 
 def factorise(model: nn.Module) -> nn.Module:
@@ -72,7 +72,7 @@ def factorise(model: nn.Module) -> nn.Module:
 
 def twin(model: nn.Module) -> Any:
     """The ANN mode of a factorised model: a copy with ReLU for neurons; it shares U, V and linear biases."""
-    shared = [p for m in model.modules() if (kept := factors(m)) for p in (kept.original0, kept.original2)]
+    shared: list[Any] = [p for kept in factors(model) for p in (kept.original0, kept.original2)]
     shared += [m.bias for m in model.modules() if isinstance(m, nn.Linear)]
     ann = copy.deepcopy(model, {id(p): p for p in shared})  # what is in the memo is taken as it is
     for name, module in model.named_modules():
@@ -177,7 +177,7 @@ def joint_a_snn(
     if neuron is None:
         raise SpecError([f"joint_a_snn: the student ({type(student).__name__}) has no spiking neurons"])
     size = classes_of(student, classes, "joint_a_snn")
-    if all(factors(m) is None for m in student.modules()):
+    if not factors(student):
         factorise(student)
     branches = [Exit(channels, k, width, out, size, neuron) for (_, channels), k in zip(early, strides)]
     objective = JointASNN(branches, [*(tap for tap, _ in early), last], alpha, beta, tau, readout)

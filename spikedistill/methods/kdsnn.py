@@ -15,7 +15,8 @@ Read: the two variants, the time mean, T = 4, a frozen teacher. No code was publ
 works it builds on and the coefficients theirs or ours. "mse" is ours.
 "feature" and "pooled" are sums over a sample and means over the batch, so their weights depend on the size n of a
 feature: weight * n is that on its mean square. "feature" usually has 1e-3 for images of 32x32 and 1e-4 for 224x224.
-"mse" is a mean over all elements, summed over groups. KL is summed over classes and averaged over the batch.
+"mse" is a mean over all elements, summed over groups. KL is summed over classes and averaged over the batch;
+cross-entropy to the softened outputs would have the same gradient.
 Differs from the paper: features before the last ReLU of a group, and so margins, need `norms`; without it the teacher's
 stages are compared after their ReLU, where a margin changes nothing.
 """
@@ -25,14 +26,13 @@ from math import pi, sqrt
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan
 from spikedistill.core.step import Pass, Step
 from spikedistill.core.taps import published
-from spikedistill.functional import matched, paired, soft_cross_entropy, wide
+from spikedistill.functional import matched, paired, wide
 from spikedistill.objectives import CE, KD
 from spikedistill.spec import NonNegative, Positive, Share, SpecError
 
@@ -41,9 +41,9 @@ def margin(norm: nn.Module | None, name: str) -> Tensor:  # -> [C]
     """The mean of the negative outputs of each channel of a batch norm, taken as Gaussian. Never above 0."""
     if not isinstance(norm, nn.BatchNorm2d) or not norm.affine:
         raise SpecError([f"kdsnn.norms: '{name}' is no BatchNorm2d of the teacher with weight and bias"])
-    mean, std = norm.bias.detach().double(), norm.weight.detach().double().abs().clamp_min(1e-6)
+    mean, std = norm.bias.double(), norm.weight.double().abs().clamp_min(1e-6)
     ratio = sqrt(2 / pi) / torch.special.erfcx(mean / std / sqrt(2))  # density at 0 over the share below 0
-    return (mean - std * ratio).float()
+    return (mean - std * ratio).float().detach()
 
 
 def partial_distance(s: Tensor, t: Tensor) -> Tensor:  # [B, C, H, W], [B, C, H, W] -> []
@@ -94,9 +94,9 @@ class Features(nn.Module):
     def forward(self, step: Step) -> Tensor:
         terms = []
         for s, t, adapt, transform in zip(*self.taps.values(), self.adapt, self.transforms):
-            x, target = rate(step.student.taps[s]), rate(step.teacher.taps[t]).detach()
-            target = matched(transform(target), x, self.resize, "kdsnn")
-            terms.append(self.distance(adapt(x), target))
+            x = adapt(rate(step.student.taps[s]))
+            target = matched(transform(rate(step.teacher.taps[t])), x, self.resize, "kdsnn")
+            terms.append(self.distance(x, target))
         return torch.stack([d * self.decay**i for i, d in enumerate(reversed(terms))]).sum()
 
 
@@ -113,18 +113,6 @@ class Pooled(nn.Module):
         return (wide(self.adapt(s)) - t.detach()).square().sum(-1).mean()
 
 
-class SoftCE(nn.Module):
-    """tau^2 H(softmax(z_t / tau), softmax(z / tau)): KL plus the teacher's entropy, of the same gradient."""
-
-    def __init__(self, tau: float):
-        super().__init__()
-        self.tau = tau
-
-    def forward(self, step: Step) -> Tensor:
-        target = F.softmax(rate(step.teacher.logits).detach() / self.tau, -1)
-        return self.tau**2 * soft_cross_entropy(rate(step.student.logits) / self.tau, target).mean()
-
-
 def kdsnn(
     student: nn.Module,
     teacher: nn.Module,
@@ -136,7 +124,6 @@ def kdsnn(
     weight: NonNegative | None = None,
     alpha: Share = 0.5,  # ours
     tau: Positive = 4.0,  # ours
-    soft: Literal["kl", "cross_entropy"] = "kl",
     resize: bool = False,
 ) -> Plan:
     """Labels, and the teacher's outputs or its features.
@@ -146,13 +133,11 @@ def kdsnn(
     norms: of "feature", the teacher's batch norms before the last ReLU of each group, in place of teacher_taps.
     weight: of the features, None for 1e-3 (feature), 1 (mse, ours), 7e-5 (pooled).
     alpha: share of the response, the labels get the rest.  tau: temperature of the response.
-    soft: kl, or cross_entropy with the same gradient and another value.
     resize: interpolate a teacher map of another height and width.
     """
     passes = {"student": Pass(student, grad=True), "teacher": Pass(teacher)}
     if variant == "response":
-        response = {"kd": (alpha, KD(tau))} if soft == "kl" else {"kdsnn": (alpha, SoftCE(tau))}
-        return Plan(passes, {"ce": (1 - alpha, CE()), **response})
+        return Plan(passes, {"ce": (1 - alpha, CE()), "kd": (alpha, KD(tau))})
     transforms = []
     if variant == "feature" and norms:
         found = dict(teacher.named_modules())

@@ -49,6 +49,10 @@ def start_from(student: nn.Module, teacher: nn.Module, init: Init = "same") -> l
     fits = [name for name, x in given.items() if name in mine and mine[name].shape == x.shape]
     wrong = next((name for name in given if name not in fits), None)
     if (init == "same" and wrong) or not fits:
+        module, _, attribute = str(wrong).rpartition(".")
+        if wrong not in mine and hasattr(dict(student.named_modules()).get(module), attribute):
+            how = "if a method did that, as joint_a_snn does, name sakd before it"
+            raise SpecError([f"sakd.init: the student's {wrong} was rewritten before: {how}"])
         there = f"{list(mine[wrong].shape)}, not {list(given[wrong].shape)}" if wrong in mine else "missing"
         rest = "init='no' starts from the student's own weights" + (", 'matching' copies what fits" if fits else "")
         raise SpecError(
@@ -97,7 +101,7 @@ class Stages(nn.Module):
         losses = []
         for s, t, phi in zip(*self.taps.values(), self.transform):
             x = phi(rate(step.student.taps[s]))
-            losses.append(feature_loss(x, matched(rate(step.teacher.taps[t]).detach(), x, self.resize, "sakd")))
+            losses.append(feature_loss(x, matched(rate(step.teacher.taps[t]), x, self.resize, "sakd")))
         return torch.stack(losses).sum()
 
 

@@ -73,7 +73,7 @@ def sta_loss(z: Tensor, tau: float = 3.0, temperature: float = 1.0, center: bool
     if len(z) == 1:
         return 0.0 * z.sum()
     weights = step_weights(z, temperature, center)
-    return kd_per_step(z, (weights[..., None] * z.detach()).sum(1), tau)
+    return kd_per_step(z, (weights[..., None] * z).sum(1), tau)
 
 
 class ELA(nn.Module):

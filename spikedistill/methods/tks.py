@@ -10,6 +10,8 @@ Evidence: code
 L_TKS is a mean over time and batch and a sum over classes, so no weight depends on their number. As in the authors'
 code: S is a sum, so the mean of n right steps has temperature tau / n; the student's side is not softened, although
 tau^2 is there; a sample that no step gets right has S = 0 and so a uniform q, mild only while w is near 1.
+At the end that uniform q weighs alpha tau^2 = 6.3 against 0.3 of the label. A training of a few epochs ends with many
+such samples: on_all_wrong="one_hot" or a smaller alpha did better there in a short trial of ours.
 `target`, `soften_student` and `on_all_wrong` give the alternatives. Soft labels count as their largest class.
 Differs from the authors' code: the target gets no gradient (detach_target=False gives theirs), and w moves with every
 update, where theirs keeps it over an epoch. Which of the two the paper's equations mean was not checked.

@@ -110,18 +110,18 @@ def test_nld_in_loops(preset):
 
 
 def test_spikes_are_summed_over_time_and_channels():
-    spikes, te = (torch.rand(3, 2, 4, 3, 3) > 0.6).to(D), torch.rand(1, 2, 5, 3, 3, dtype=D)
+    spikes, te = (torch.rand(3, 2, 4, 3, 3) > 0.6).to(D), torch.rand(2, 2, 5, 3, 3, dtype=D)
     counts = [[[0.0] * 3 for _ in range(3)] for _ in range(2)]
     for t, b, c, h, w in torch.nonzero(spikes).tolist():
         counts[b][h][w] += 1 if 0 <= t < 3 and 0 <= c < 4 else 0
     linear = nn.Linear(5, 3).to(D)
     logits = linear(te.mean((-2, -1)))
-    objective = SAMD("s", "t", nn.Identity(), linear, 0.7)
+    objective = SAMD("s", "t", linear, temperature=0.7)
     target = torch.zeros(2, 3, 3, dtype=D)
     for b in range(2):
-        best = int(logits[0, b].argmax())
+        best = int(logits[:, b].sum(0).argmax())
         for d in range(5):
-            target[b] += (linear.weight[best, d] * te[0, b, d]).detach()
+            target[b] += (linear.weight[best, d] * (te[0, b, d] + te[1, b, d]) / 2).detach()
     expected = samd_in_loops(torch.tensor(counts, dtype=D), target.clamp(min=0), 0.7, "paper")
     value = objective(step_of(spikes, te, teacher=logits))
     assert value.item() == pytest.approx(expected, rel=1e-9)
@@ -249,17 +249,22 @@ def test_grad_cam_by_finite_differences():
     torch.testing.assert_close(grad_cam(teacher, x, "body"), activation_map(feature, omega), atol=1e-5, rtol=1e-4)
 
 
-def test_a_teacher_that_is_not_linear_in_the_mean_is_refused_or_takes_grad_cam():
-    batch, student = toy_batch(), toy_student()
-    total, _ = Trainee(Stage([batch], **vars(ckdsnn(student, Plain(), teacher_tap="body", resize=True))))(batch, 0.0)
-    assert total.isfinite()
-    odd = Plain(square=True)
-    with pytest.raises(ValueError, match="cam='grad'"):
-        Trainee(Stage([batch], **vars(ckdsnn(student, odd, resize=True))))(batch, 0.0)
-    plan = ckdsnn(student, odd, resize=True, cam="grad")
+@pytest.mark.parametrize("square", [False, True])
+def test_plain_cam_only_of_a_teacher_that_is_linear_in_the_mean(square):
+    teacher, batch = Plain(square), toy_batch()
+    teacher.head.weight.data.abs_()  # no empty map
+    plan = ckdsnn(toy_student(), teacher, resize=True)
+    samd, out = plan.loss["samd"][1], infer(teacher, batch["x"], taps=["body"])
+    assert isinstance(samd, SAMD) and samd.plain is None
+    step = Step(batch, {"teacher": out})
+    graded = grad_cam(teacher, batch["x"], "body")
+    plain = activation_map(out.taps["body"][0], teacher.head.weight.detach()[out.logits[0].argmax(1)])
+    torch.testing.assert_close(samd.target(step), graded if square else plain)
+    assert samd.plain is not square and plain.max() > 0 and (graded - plain).abs().max() > 1e-3
+    torch.testing.assert_close(samd.target(step), graded if square else plain)
     assert Trainee(Stage([batch], **vars(plan)))(batch, 0.0)[0].isfinite()
     with pytest.raises(ValueError, match=r"\[4, 1, 4, 4\].*\[4, 1, 6, 6\].*resize"):
-        Trainee(Stage([batch], **vars(ckdsnn(student, odd, cam="grad"))))(batch, 0.0)
+        Trainee(Stage([batch], **vars(ckdsnn(toy_student(), teacher))))(batch, 0.0)
 
 
 def test_builder():
@@ -268,15 +273,15 @@ def test_builder():
     assert {k: w for k, (w, _) in plan.loss.items()} == {"ce": 1.0, "samd": 1.0, "nld": 1.0}
     samd, nld = plan.loss["samd"][1], plan.loss["nld"][1]
     assert isinstance(samd, SAMD) and isinstance(nld, NLD)
-    assert (samd.temperature, samd.preset, samd.resize, samd.frozen[1]) == (2.0, "paper", False, teacher.head)
+    assert (samd.how, samd.resize) == ({"temperature": 2.0, "preset": "paper"}, False)
+    assert samd.frozen == (teacher, teacher.head)
     assert (nld.tau, nld.noise, nld.preset) == (2.0, 0.1, "paper")
     assert not [*samd.parameters()] and not [*samd.children()]
     build = partial(ckdsnn, map_temperature=0.7, tau=3.0, noise=0.3, preset="official_code", beta=0.5, gamma=0.2)
     plan = build(student, teacher, tap="stage1", teacher_tap="stage1")
     samd, nld = plan.loss["samd"][1], plan.loss["nld"][1]
     assert isinstance(samd, SAMD) and isinstance(nld, NLD)
-    assert (samd.s, samd.t, samd.temperature, samd.preset) == ("stage1", "stage1", 0.7, "official_code")
-    assert samd.frozen[1] is None
+    assert (samd.s, samd.t, samd.how) == ("stage1", "stage1", {"temperature": 0.7, "preset": "official_code"})
     assert (nld.tau, nld.noise, nld.preset) == (3.0, 0.3, "official_code")
     assert (plan.loss["samd"][0], plan.loss["nld"][0]) == (0.5, 0.2)
     assert set(ckdsnn(student, teacher, beta=0, gamma=0).loss) == {"ce"}

@@ -165,6 +165,7 @@ def test_conversion_keeps_the_weights_and_shares_nothing():
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
     assert not {t.data_ptr() for t in ours.values() if t.numel()} & {t.data_ptr() for t in theirs.values()}
     layers = [m for m in student.modules() if isinstance(m, Integrate)]
+    assert not any(m.ceiling.requires_grad for m in layers)
     assert len(layers) == 2 and all(m.scaled for m in layers)
     assert not any("ceiling" in name for name, _ in student.named_parameters())
     kept = {k: v.clone() for k, v in ours.items() if "ceiling" in k}

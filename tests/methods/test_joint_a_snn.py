@@ -14,7 +14,7 @@ from spikedistill.core.output import Output
 from spikedistill.core.plan import merge
 from spikedistill.core.step import Step
 from spikedistill.core.taps import infer
-from spikedistill.methods import bkd, joint_a_snn
+from spikedistill.methods import bkd, joint_a_snn, sakd
 from spikedistill.methods.joint_a_snn import (
     Exit,
     Factors,
@@ -118,7 +118,7 @@ def test_factors_have_the_papers_shapes_and_give_the_kernel_back(bias):
     kernel, x = conv.weight.detach().clone(), torch.rand(2, 4, 5, 5, dtype=D)
     before = conv(x)
     factorise(nn.Sequential(conv))
-    kept = factors(conv)
+    (kept,) = factors(conv)
     shapes = [tuple(getattr(kept, f"original{i}").shape) for i in range(3)]
     assert shapes == [(3, 3, 6, 4), (3, 3, 4), (3, 3, 4, 4)]
     torch.testing.assert_close(conv.weight, kernel, atol=1e-12, rtol=0)
@@ -288,6 +288,17 @@ def test_goes_with_bkd_and_keeps_the_taps():
     assert infer(student, batch["x"], taps=["stage1", "stage2"]).taps["stage2"].shape == (3, 4, 6, 4, 4)
 
 
+def test_a_method_that_copies_the_teachers_weights_comes_first():
+    student, teacher, batch = toy_student(), toy_student(seed=8), toy_batch()
+    plan = merge(sakd(student, teacher), joint_a_snn(student, width=5))
+    ann: Any = plan.passes["ann"].model
+    for model in (student, ann):
+        torch.testing.assert_close(model.stem.conv.weight, teacher.stem.conv.weight, atol=1e-5, rtol=0)
+    assert Trainee(Stage([batch], **vars(plan)))(batch, 0.0)[0].isfinite()
+    with pytest.raises(SpecError, match=r"stem.conv.weight was rewritten before: .*name sakd before"):
+        sakd(student, teacher)
+
+
 def test_what_it_cannot_use_is_said():
     with pytest.raises(SpecError, match="no spiking neurons"):
         joint_a_snn(toy_teacher())
@@ -296,7 +307,7 @@ def test_what_it_cannot_use_is_said():
 
 
 def kernel_of(model) -> Any:
-    return factors(model.stem.conv)
+    return factors(model.stem.conv)[0]
 
 
 def test_a_student_that_was_factorised_before_is_taken_as_it_is():

@@ -56,7 +56,7 @@ def test_mse_in_loops_is_a_sum_over_a_sample():
     torch.manual_seed(0)
     objective: Any = Stages(["s0", "s1"], ["t0", "t1"], [(2, 3), (2, 2)]).to(D)
     s = [torch.rand(3, 2, 2, 3, 2, dtype=D), torch.rand(3, 2, 2, 2, 2, dtype=D)]
-    t = [torch.randn(1, 2, 3, 3, 2, dtype=D), torch.randn(1, 2, 2, 2, 2, dtype=D)]
+    t = [torch.randn(2, 2, 3, 3, 2, dtype=D), torch.randn(1, 2, 2, 2, 2, dtype=D)]
     w, bias = objective.adapt[0].weight[..., 0, 0], objective.adapt[0].bias
     expected = ((s[1].mean(0) - t[1][0]) ** 2).sum().item()
     for b in range(2):
@@ -64,7 +64,7 @@ def test_mse_in_loops_is_a_sum_over_a_sample():
             for h in range(3):
                 for i in range(2):
                     x = bias[c] + sum(w[c, k] * s[0][:, b, k, h, i].sum() / 3 for k in range(2))
-                    expected += (x - t[0][0, b, c, h, i]).item() ** 2
+                    expected += (x - t[0][:, b, c, h, i].sum() / 2).item() ** 2
     assert objective(step_of(s, t)).item() == pytest.approx(expected / 2, rel=1e-9)
 
 
