@@ -42,7 +42,7 @@ class Config(distill.Config):
     baseline: str | None = None
     """The row that the others are compared with; the first, where none is named."""
     row: dict[str, dict[str, Any]] = {}
-    """A row's own: --row.NAME.lr 0.02; also weight_decay, optimizer, schedule, warmup, clip, ema and transform."""
+    """Own settings: --row.NAME.lr 0.02; weight_decay, optimizer, schedule, warmup, clip, ema, precision, transform."""
     tune: Annotated[int, Field(ge=0)] = 0
     """Trials for each row, judged on validation, of its learning rate and weights; 0 takes the settings as given."""
     tune_epochs: Annotated[int, Field(ge=1)] | None = None

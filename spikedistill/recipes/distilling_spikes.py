@@ -46,7 +46,7 @@ class Config(BaseModel):
     """The assistant's."""
     student: str = "small(widths=(8, 16, 32), head=spiking)"
     """The student's."""
-    method: str = "distilling_spikes(alpha=0.5, tau=2.0)"
+    method: str = "distilling_spikes(alpha=0.5, tau=6.0)"
     """Losses of both stages: soft, sliding and full are weights; signal=potential is for heads that do not spike."""
     steps: Annotated[int, Field(ge=1)] = 6
     """Time steps T of every network."""
@@ -54,9 +54,9 @@ class Config(BaseModel):
     """Epochs of every run."""
     batch: Annotated[int, Field(ge=1)] = 64
     """Images in a batch."""
-    lr: Annotated[float, Field(gt=0)] = 0.02
+    lr: Annotated[float, Field(gt=0)] = 0.04
     """Highest learning rate of assistants and students."""
-    teacher_lr: Annotated[float, Field(gt=0)] = 0.01
+    teacher_lr: Annotated[float, Field(gt=0)] = 0.02
     """That of the teacher."""
     seeds: list[Annotated[int, Field(ge=0)]] = [0, 1, 2]
     """Assistants and students of each; the teacher is trained once, with the first."""

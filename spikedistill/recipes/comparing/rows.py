@@ -19,7 +19,7 @@ from spikedistill.recipes.comparing import tuning
 from spikedistill.recipes.comparing.crew import Job
 from spikedistill.spec import SpecError, near, parse
 
-OWN = ("lr", "weight_decay", "optimizer", "schedule", "warmup", "clip", "ema", "transform")
+OWN = ("lr", "weight_decay", "optimizer", "schedule", "warmup", "clip", "ema", "precision", "transform")
 COMMON = [name for name in distill.Config.model_fields if name not in ("method", "seed", "out", "overwrite", "test")]
 MARKS = ",+"
 
