@@ -206,8 +206,8 @@ def write(c: Config, rows: list[dict[str, Any]], seconds: float) -> Path:
 
 
 SEEN = """\
-Three training samples: the image that the ANN sees, and over time the hybrid stream above the events. In the middle of
-training half of the images of that stream are replaced by events, as in the last sample; at the end all are."""
+Three training samples: the image that the ANN sees, and over time the hybrid stream above the events. As training goes
+on, more and more of its images are replaced by events, as in the last sample; here with a chance of one half."""
 
 
 LEGEND = """\

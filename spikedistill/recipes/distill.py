@@ -426,8 +426,10 @@ def planned(c: Config, student: nn.Module, teacher: nn.Module | None) -> Plan:
     for name, settings in check(c, ("student", "teacher", "data"))[0]:
         try:
             plans.append(METHODS[name](student, teacher, **settings))
-        except TapError as error:
-            mistakes.append(f"{name}: {error}")
+        except SpecError as error:
+            mistakes += error.mistakes
+        except (TapError, ValueError) as error:  # of settings that do not go together
+            mistakes.append(f"{name}: {str(error).removeprefix(f'{name}: ')}")
     if (gates := transforms.plan(student)) is not None:
         plans.append(gates)
     try:

@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from spikedistill import models, runs
+from spikedistill.core.fit import Stage
 from spikedistill.core.taps import infer
 from spikedistill.recipes import distill
 from spikedistill.report.paired import difference
@@ -90,7 +91,20 @@ def check(c: Config) -> tuple[None, list[str]]:
         mistakes.append(f"method: '{c.method}' will not do: write distilling_spikes(KEY=VALUE, ...)")
     trial, wrong = distill.read(common(c) | {"method": c.method, "student": "small", "teacher": "small"})
     mistakes += wrong + (distill.check(trial, ("student", "teacher"))[1] if trial else [])
-    return None, [*dict.fromkeys(mistakes)]
+    return None, [*dict.fromkeys(mistakes)] or together(c)
+
+
+def together(c: Config) -> list[str]:
+    """What is wrong with the method's settings as a whole and for so many time steps: not to be found after hours."""
+    batch = {"x": torch.zeros(2, 1, 8, 8), "y": torch.arange(2)}
+    with torch.random.fork_rng(devices=[]):
+        student, teacher = (models.build("small(widths=(2, 2), head=spiking)", steps=c.steps) for _ in range(2))
+        try:
+            trial = distill.Config.model_validate(common(c) | {"method": c.method})
+            distill.rehearse(Stage([], **vars(distill.planned(trial, student, teacher))), batch)
+        except SpecError as error:
+            return [f"method: {m}" for m in error.mistakes]
+    return []
 
 
 def common(c: Config) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Events with and without images: one command, one table, the picture, and what is refused before training."""
 
 import json
+import re
 
 import pytest
 
@@ -40,6 +41,16 @@ def test_table_picture_and_the_same_command_again(small_sets, tmp_path, capsys):
     assert shape == [3, 12, 12] and "over alone" in (out / "ckd_events.md").read_text()
     svg = (out / "streams.svg").read_text()
     assert svg.count("<image") == 3 * (1 + 2 * 3) and (out / "ckd_events.svg").exists()  # rgb, hybrid and events over T
+    html = (out / "report.html").read_text()
+    assert f"report: {out / 'report.html'}" in printed and "data:image/svg+xml;base64," in html
+    shown = re.findall(r'<figure id="(\w+)">', html)
+    assert shown == ["accuracies", "streams", "accuracy_by_step"]  # a single epoch is no curve
+    for text in ("ckd-1", "over alone", f"{ckd['accuracy']:.2%}", "fashion-events", "torch"):
+        assert text in html, text
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["report", str(out), "--figures", str(tmp_path / "f")])
+    assert not stop.value.code and capsys.readouterr().out.strip() == str(out / "report.html")
+    assert (tmp_path / "f" / "streams.svg").read_text() == svg
     weights = (out / "ckd-1" / "student.safetensors").stat().st_mtime_ns
     assert not start(*words) and (out / "ckd-1" / "student.safetensors").stat().st_mtime_ns == weights
     capsys.readouterr()

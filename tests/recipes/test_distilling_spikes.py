@@ -55,7 +55,7 @@ def test_the_chain_its_table_and_the_same_command_again(pictures, tmp_path, caps
     words = ["--data", pictures, *MODELS, *QUICK, "--seeds", "0,1", "--encode", "bernoulli", "--out", str(out)]
     assert not start(*words)
     printed = capsys.readouterr().out
-    for text in ("no KD", "direct", "via assistant", "over direct", "silent for"):
+    for text in ("no KD", "direct", "via assistant", "over direct", "silent for", f"report: {out / 'report.html'}"):
         assert text in printed, text
     folders = {p.parent.name: p for p in out.glob("*/result.json")}
     students = {f"stages{stages}-{seed}" for stages in range(3) for seed in range(2)}
@@ -90,6 +90,44 @@ def test_stages_are_chosen_and_heads_need_not_spike_with_potential(pictures, tmp
     assert json.loads((tmp_path / "out" / "teacher" / "config.json").read_text())["method"] == ["ce"]
 
 
+def distil(*words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["distill", *words])
+    return stop.value.code
+
+
+def test_teacher_and_student_of_different_T(pictures, tmp_path, capsys):
+    quick = ["--data", pictures, "--epochs", "1", "--batch", "16", "--precision", "32-true", "--no-progress"]
+    spiking, plain = MODELS[5], "small(widths=(3, 4))"
+    assert not distil(
+        *quick, "--student", spiking, "--method", "ce", "--steps", "5", "--out", str(tmp_path / "teacher")
+    )
+    ours = [*quick, "--teacher", str(tmp_path / "teacher"), "--method"]
+    for steps in (2, 7):
+        out = str(tmp_path / f"out{steps}")
+        assert not distil(*ours, "distilling_spikes", "--student", spiking, "--steps", f"{steps}", "--out", out)
+        potential = [*ours, "distilling_spikes(signal=potential)", "--student", plain, "--steps", f"{steps}"]
+        assert not distil(*potential, "--out", out + "p")
+        for folder in (out, out + "p"):
+            result = json.loads((tmp_path / folder / "result.json").read_text())
+            assert len(result["test"]["by_step"]) == steps and result["teacher_calls"] == 1
+    capsys.readouterr()
+    words = [
+        *ours,
+        "distilling_spikes(full=1.0)",
+        "--student",
+        spiking,
+        "--steps",
+        "2",
+        "--out",
+        str(tmp_path / "full"),
+    ]
+    assert distil(*words) == 2 and "the student has 2 time steps, the teacher 5" in capsys.readouterr().err
+    words[words.index("distilling_spikes(full=1.0)")] = "distilling_spikes(signal=potential, full=1.0)"
+    words[-1] += "p"
+    assert distil(*words) == 2 and "distilling_spikes: full, sliding, per_window" in capsys.readouterr().err
+
+
 def test_mistakes(pictures, tmp_path, capsys):
     out = tmp_path / "out"
     words = [
@@ -115,6 +153,12 @@ def test_mistakes(pictures, tmp_path, capsys):
         assert expected in text, expected
     assert start("--stages", "0,3") == 2 and "less than or equal to 2" in capsys.readouterr().err
     assert start("--method", "distilling_spikes(tua=2)") == 2 and "did you mean 'tau'?" in capsys.readouterr().err
+    for method, says in (
+        ("signal=potential, full=1", "full, sliding, per_window and task='mse' need signal='spikes'"),
+        ("sliding=1, window=7", "window=7 is longer than the 6 time steps"),
+    ):  # fit no network, so none is trained first
+        assert start("--method", f"distilling_spikes({method})", "--out", str(out)) == 2
+        assert says in capsys.readouterr().err and not out.exists()
     plain = ["--data", pictures, *QUICK, "--out", str(out)]
     assert start(*plain, "--student", "small(widths=(3, 4))", "--teacher", "small(widths=(3, 4), neuron=relu)") == 2
     text = capsys.readouterr().err

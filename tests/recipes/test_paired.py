@@ -1,6 +1,7 @@
 """Events with images of the same classes from the command line: what each network sees, and what does not go together."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -84,6 +85,8 @@ def test_ckd_and_static2dvs(teacher, small_sets, tmp_path):
     assert alone["parameters"]["teacher"] == 0 and alone["parameters"]["training_only"] > 0
     html = page.write(tmp_path / "ckd").read_text()
     assert "Not shown" not in html
+    drawn = re.search(r'<figure id="streams">(<svg.*?</svg>)', html, re.S).group(1)
+    assert "var(--" not in drawn and "fill: #ffffff" in drawn  # black on white, on a dark page too
     assert 'id="streams"' in html and "Images and events" in html and 'id="disagreements"' not in html
 
 
