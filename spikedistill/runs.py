@@ -65,6 +65,13 @@ def open_run(
     return read_json(out / "result.json") if (out / "result.json").exists() else None
 
 
+def withdraw(out: Path) -> None:
+    """Take back what `open_run` wrote where nothing was trained, so that the mended command finds the folder free."""
+    if not any((out / name).exists() for name in FILES[2:]):
+        for name in FILES[:2]:
+            (out / name).unlink(missing_ok=True)
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What of two configs is not the same and changes what is trained, in words; empty where nothing."""
     differs = [k for k in sorted(before.keys() | now) if k not in NEUTRAL and before.get(k) != now.get(k)]

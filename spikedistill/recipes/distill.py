@@ -261,6 +261,15 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
             runs.load(out, rewritten(student, c, finished.get("shape", ()), fold=True))
         say(c, f"{out} holds this finished run: nothing to do")
         return finished
+    try:
+        return train(c, out, student, teacher, data, title)
+    except Exception:
+        runs.withdraw(out)
+        raise
+
+
+def train(c: Config, out: Path, student: Any, teacher: Any, data: Any, title: str) -> dict[str, Any]:
+    """Put everything together, try it on two samples, train, measure, and write the result into the run folder."""
     fabric = make_fabric(c)
     data = data or load_data(c)
     shown = seen_by_teacher(data, [parse(m)[0] for m in c.method])
@@ -268,9 +277,9 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
     probe = two(data)
     fit_both(student, teacher, probe, data, shown)
     plan = planned(c, student, teacher)
-    train = replace(data.train, seed=c.seed)
-    updates = c.epochs * -(-train.batches(fabric.world_size) // c.accumulate)
-    stage = Stage(train, **vars(plan), **training(c, student, updates), valid=data.valid)
+    batches = replace(data.train, seed=c.seed)
+    updates = c.epochs * -(-batches.batches(fabric.world_size) // c.accumulate)
+    stage = Stage(batches, **vars(plan), **training(c, student, updates), valid=data.valid)
     rehearse(stage, probe)
     frames, calls, cache = frames_left(data, plan.prepare, probe), Calls(teacher), teacher_cache(c)
     data = data_sets.at_frames(data, frames)

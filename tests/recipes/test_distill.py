@@ -385,3 +385,15 @@ def test_recomputing_changes_no_number(pictures, tmp_path, monkeypatch):
         results.append(spikedistill.load(out, fast=False).state_dict())
         assert len(asked) == len(flags)
     assert all(torch.equal(v, results[1][k]) for k, v in results[0].items())
+
+
+def test_a_run_that_fails_before_training_leaves_the_folder_free(pictures, tmp_path, capsys):
+    words = ["distill", "--data", pictures, "--epochs", "1", "--out", str(tmp_path / "x"), "--method", "kd"]
+    teacher = tmp_path / "t.py"
+    teacher.write_text("from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(7))\n")
+    assert "gives 7 classes" in mistakes_of(capsys, *words, "--teacher", f"{teacher}:net")
+    assert not any((tmp_path / "x").iterdir())
+    teacher.write_text(teacher.read_text().replace("7", "3"))
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*words, "--teacher", f"{teacher}:net", "--student", "small(widths=(2, 3))", "--batch", "8"])
+    assert not stop.value.code and (tmp_path / "x" / "result.json").exists()
