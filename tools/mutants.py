@@ -1,8 +1,8 @@
 """Small faults put into a method's formula, and whether its tests notice:  python tools/mutants.py bkd tks
 
 A mutant is one change of text, such as a sum for a mean or a detach left out. Each is made alone in a temporary copy of
-the package, and `tests/methods/test_NAME.py` runs against it. A mutant that survives means the same as the original, or
-shows what no test looks at.
+the package, and `tests/methods/test_NAME.py` runs against it, or, for `functional` and `objectives`, the tests of all
+methods. A mutant that survives means the same as the original, or shows what no test looks at.
 """
 
 import ast
@@ -85,6 +85,9 @@ def mutants(source: str) -> Iterator[tuple[str, int, str]]:
             yield name, source.count("\n", 0, found.start()) + 1, text
 
 
+SHARED = ("functional", "objectives")
+
+
 def passes(folder: Path, method: str) -> bool:
     """Whether the method's tests pass on the copy of the package in `folder`; in a process of its own."""
     child = os.fork()
@@ -97,7 +100,12 @@ def passes(folder: Path, method: str) -> bool:
             with open(os.devnull, "w") as null:
                 os.dup2(null.fileno(), 1)
                 os.dup2(null.fileno(), 2)
-                code = int(pytest.main([*QUICK, f"tests/methods/test_{method}.py"]))
+                tests = (
+                    ["tests/test_functional.py", "tests/methods"]
+                    if method in SHARED
+                    else [f"tests/methods/test_{method}.py"]
+                )
+                code = int(pytest.main([*QUICK, *tests]))
         finally:
             os._exit(code)
     began = time.monotonic()
@@ -117,7 +125,7 @@ def survivors(method: str) -> int:
         folder = Path(name)
         for part in ("spikedistill", "tests"):
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        file = folder / "spikedistill" / "methods" / f"{method}.py"
+        file = folder / "spikedistill" / ("." if method in SHARED else "methods") / f"{method}.py"
         source = file.read_text()
         if not passes(folder, method):
             sys.exit(f"{method}: its tests fail without any change")
