@@ -35,7 +35,7 @@ Every plan is built with default settings for `small(classes=10)` as student and
   means over time.
 - **extra** parameters that exist in training only. **merges with** other methods by default settings; those left out
   give one name two meanings, mostly two weights of the labels, which equal settings mend.
-- **cost** of a step of training against `ce`, measured, see `results/`.
+- **cost** of a step of training against `ce`, measured, in brackets with a cached teacher, see `results/`.
 
 """
 
@@ -145,7 +145,8 @@ def row(name: str, made: dict[str, Plan]) -> list[str]:
         if t
     ]
     extra = sum(p.numel() for p in trainee.objectives.parameters())
-    cost = next((r["cost"] for _, r in ours(name) if r.get("cost")), "")
+    costs = next((r for _, r in ours(name) if r.get("cost")), {})
+    cost = costs.get("cost", "") + (f" ({cached})" if (cached := costs.get("cost, cached")) else "")
     further = ", ".join(p for p in plan.passes if p not in ("student", "teacher"))
     time = "per step" if sees_steps(plan) else "mean"
     cells = [about.year, about.paper, about.evidence, teacher, further, "; ".join(taps), time]

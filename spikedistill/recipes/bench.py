@@ -391,7 +391,7 @@ def drawn(part: str, rows: list[dict[str, Any]], c: Config) -> list[tables.Table
             + [f"{r['extra']:,}" if "extra" in r else ""]
             for r in rows
         ]
-        heads = ["method", "step ms", "cost", "step ms, teacher cached", "cost ", "training-only parameters"]
+        heads = ["method", "step ms", "cost", "step ms, teacher cached", "cost, cached", "training-only parameters"]
         title = f"Methods at their defaults, cost over ce: {STUDENT}, teacher {TEACHER}, B = 64"
         return [tables.Table(heads, cells, title)]
     cells = [[r["name"], f"{r['waited']:.1%}", f"{r['images_per_second']:,.0f}"] for r in rows]
