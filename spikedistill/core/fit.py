@@ -330,7 +330,7 @@ def fit(
 
 def _cpu_seconds() -> float:
     """User and system seconds of this process, and of its workers that have ended."""
-    return sum(os.times()[:4])
+    return time.process_time() + sum(os.times()[2:4])
 
 
 def _mix(seed: int, step: int, rank: int) -> int:
