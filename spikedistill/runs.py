@@ -196,12 +196,20 @@ def student_file(path: str | Path) -> Path:
     return file
 
 
-def load(path: str | Path, model: nn.Module | None = None, *, fast: bool = True, trust_code: bool = False) -> nn.Module:
+def load(
+    path: str | Path,
+    model: nn.Module | None = None,
+    *,
+    fast: bool = True,
+    bf16: bool | None = None,
+    trust_code: bool = False,
+) -> nn.Module:
     """The trained model of a run folder or student file, in evaluation mode, on the CPU.
 
     model: the module to fill, for one that was built by your own code; it is returned as it is.  fast: made ready for
     inference by `inference.prepare`: norms folded, bfloat16 where the processor multiplies it itself, no gradient.
     fast=False gives the model as it was trained, in float32, to go on training, to distil from or to look into.
+    bf16: of a fast one, whether it computes in bfloat16; None for where the processor multiplies it itself.
     trust_code: import the file.py that built the student, where its `--student file.py:function` did; nothing else in
     a file can make anything run.
     Raises SpecError where the file is not ours, is damaged, of a newer version, or does not fit the model.
@@ -231,7 +239,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, fast: bool = True,
     from spikedistill.inference import prepare
 
     try:
-        return prepare(model, shape_of(info))
+        return prepare(model, _shape(info), bf16=bf16)
     except (RuntimeError, ValueError, TypeError) as error:
         raise SpecError([f"'{file}' does not run on the shape it names, {info['shape']}: {error}"]) from None
 
@@ -279,7 +287,7 @@ def _fits(file: Path, model: nn.Module, tensors: dict[str, torch.Tensor]) -> Non
         raise SpecError([f"'{file}' does not fit its model {type(model).__name__}: {'; '.join(sorted(mistakes)[:5])}"])
 
 
-def shape_of(info: dict[str, Any]) -> list[int] | None:
+def _shape(info: dict[str, Any]) -> list[int] | None:
     """(channels, height, width) of what a student file says it was trained on; None where it does not say."""
     shape = info.get("shape")
     if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):

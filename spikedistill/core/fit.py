@@ -310,9 +310,9 @@ def fit(
             if score is None or previous is None or score > previous:
                 best = {k: v.detach().clone() for k, v in kept.state_dict().items()}
                 now["best"] = epoch
-            line["seconds"] = time.perf_counter() - clock
             now["history"].append(line)
             now |= {"epoch": epoch + 1, "batch": 0, "sums": {}} | spent()
+            line["seconds"] = now["seconds"]
             now["done"] = epoch + 1 == stage.epochs
             save()
             saved = time.perf_counter()

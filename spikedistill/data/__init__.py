@@ -111,26 +111,18 @@ def load(
     _size(name, size)
     _frames(name, steps, frames, encode)
     _pair(name, pair, pair_classes)
+    how: dict[str, Any] = {"valid": valid, "seed": seed, "batch_size": batch_size, "workers": workers}
     if pair is not None:
-        how = {"valid": valid, "seed": seed, "batch_size": batch_size, "workers": workers}
         less: dict[str, Any] = {"steps": steps, "frames": frames, "train_share": train_share}
         clips = load(name, root=root, augment=augment, size=size, **less, **how)
         still = load(pair, root=pair_root, size=pair_size, download=download, augment="none", **how)
         return paired(clips, still, pair_classes)
+    how["augment"] = augment
     if train_share < 1:
-        how: dict[str, Any] = {
-            "valid": valid,
-            "seed": seed,
-            "batch_size": batch_size,
-            "augment": augment,
-            "workers": workers,
-        }
         how |= {"download": download, "encode": encode, "steps": steps, "frames": frames}
         return fewer(load(name, root=root, size=size, **how), train_share)
     if encode != "direct":
-        how = {"valid": valid, "seed": seed, "batch_size": batch_size, "augment": augment, "workers": workers}
         return encoded(load(name, root=root, size=size, download=download, **how), encode, steps or 4)
-    how = {"valid": valid, "seed": seed, "batch_size": batch_size, "augment": augment, "workers": workers}
     if name == "fashion-events":
         return simulate.fashion_events(steps=steps, kind=frames, **how)
     if name in events.SETS:
@@ -193,8 +185,8 @@ def check(
     return errors
 
 
-SETTINGS = ("root", "size", "download", "frames", "encode", "pair", "pair_root", "pair_size", "pair_classes")
-SETTINGS += ("train_share",)
+PAIRING = ("pair", "pair_root", "pair_size", "pair_classes")
+SETTINGS = ("root", "size", "download", "frames", "encode", "train_share", *PAIRING)
 
 
 def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:

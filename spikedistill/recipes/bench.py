@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -133,19 +133,17 @@ def prepared(
         loss().backward()
         optim.step()
 
+    @cache
     def answer() -> Callable[[Tensor], Any]:
         if entry.package or entry.compile or isinstance(net, networks.Alone):
             return run
         return prepare(net, x.shape[1:], bf16=entry.bf16)  # as `spikedistill.load` gives it
 
-    ready: list[Callable[[Tensor], Any]] = []
-
     @torch.no_grad()
     def infer() -> None:
         net.eval()
-        ready[:] = ready or [answer()]
         with torch.autocast("cpu", torch.bfloat16, enabled=entry.bf16):
-            ready[0](x)
+            answer()(x)
         net.train()
 
     return net, loss, train, infer
@@ -260,13 +258,13 @@ def methods_table(c: Config) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {"the teacher's forward pass": {"name": "the teacher's forward pass"}}
     for text in (*METHODS, QUICKSTART["bkd"]["methods"]):
         name, _, how = parse(text)
-        for kind, cache in (("train", None), ("cached", Cache())):
+        for kind, kept in (("train", None), ("cached", Cache())):
             torch.manual_seed(0)
             student, teacher = models.build(STUDENT, steps=c.steps, **image), models.build(TEACHER, **image)
             try:
                 plan = METHODS[name](student, teacher, **how)
-                passes = cached(plan.passes, teacher, cache)
-                if cache and not any(p.cache for p in passes.values()):
+                passes = cached(plan.passes, teacher, kept)
+                if kept and not any(p.cache for p in passes.values()):
                     continue  # nothing to keep
                 trainee = Trainee(Stage([batch], **vars(plan) | {"passes": passes}))
                 step = method_step(trainee, plan.after_step, batch, bf16)

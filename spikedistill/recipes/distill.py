@@ -379,12 +379,10 @@ def measure(c: Config, student: nn.Module, data: Any, history: dict[str, Any], f
 
 def teacher_cache(c: Config) -> Cache | None:
     """Where the teacher's outputs are kept, if anywhere. SpecError where there is no such place."""
+    if not c.cache_teacher:
+        return None
     try:
-        return (
-            Cache(None if c.cache_teacher == "memory" else c.cache_teacher, c.cache_limit * 2**30)
-            if c.cache_teacher
-            else None
-        )
+        return Cache(None if c.cache_teacher == "memory" else c.cache_teacher, c.cache_limit * 2**30)
     except OSError as error:
         raise SpecError([f"cache_teacher: cannot write to '{c.cache_teacher}': {error.strerror}"]) from None
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spikedistill import runs
 from spikedistill.data.folders import Pictures
-from spikedistill.inference import Stream, prepare, stepwise, whole
+from spikedistill.inference import Stream, stepwise, whole
 from spikedistill.recipes import export
 from spikedistill.spec import SpecError
 
@@ -59,8 +59,7 @@ class Config(BaseModel):
 def run(c: Config) -> dict[str, Any]:
     """Answer, print and write. Returns {"answers": [{"sample", "label", "confidence", "steps", ...}], ...}."""
     bf16 = {"auto": None, "32-true": False, "bf16-mixed": True}[c.precision]
-    about = runs.about(c.run)
-    model = prepare(runs.load(c.run, fast=False, trust_code=c.trust_code), runs.shape_of(about), bf16=bf16)
+    model, about = runs.load(c.run, bf16=bf16, trust_code=c.trust_code), runs.about(c.run)
     out = Path(c.out) if c.out else None
     mistakes = []
     if out and out.suffix not in (".csv", ".json"):
