@@ -1,8 +1,11 @@
-"""Small faults put into a method's formula, and whether its tests notice:  python tools/mutants.py bkd tks
+"""Small faults put into a method's formula, and whether its tests notice:
+
+    python tools/mutants.py bkd tks transforms/tt_snn objectives
 
 A mutant is one change of text, such as a sum for a mean or a detach left out. Each is made alone in a temporary copy of
-the package, and `tests/methods/test_NAME.py` runs against it, or, for `functional` and `objectives`, the tests of all
-methods. A mutant that survives means the same as the original, or shows what no test looks at.
+the package, and `tests/methods/test_NAME.py` runs against it, `tests/FOLDER/test_NAME.py` for FOLDER/NAME, or, for
+`functional` and `objectives`, the tests of all methods. A mutant that survives means the same as the original, or shows
+what no test looks at.
 """
 
 import ast
@@ -85,11 +88,16 @@ def mutants(source: str) -> Iterator[tuple[str, int, str]]:
             yield name, source.count("\n", 0, found.start()) + 1, text
 
 
-SHARED = ("functional", "objectives")
+def places(name: str) -> tuple[str, list[str]]:
+    """The file of a name in the package, and its tests."""
+    if name in ("functional", "objectives"):
+        return f"{name}.py", ["tests/test_functional.py", "tests/methods"]
+    folder, stem = name.split("/") if "/" in name else ("methods", name)
+    return f"{folder}/{stem}.py", [f"tests/{folder}/test_{stem}.py"]
 
 
-def passes(folder: Path, method: str) -> bool:
-    """Whether the method's tests pass on the copy of the package in `folder`; in a process of its own."""
+def passes(folder: Path, tests: list[str]) -> bool:
+    """Whether the tests pass on the copy of the package in `folder`; in a process of its own."""
     child = os.fork()
     if not child:
         code = 1
@@ -100,11 +108,6 @@ def passes(folder: Path, method: str) -> bool:
             with open(os.devnull, "w") as null:
                 os.dup2(null.fileno(), 1)
                 os.dup2(null.fileno(), 2)
-                tests = (
-                    ["tests/test_functional.py", "tests/methods"]
-                    if method in SHARED
-                    else [f"tests/methods/test_{method}.py"]
-                )
                 code = int(pytest.main([*QUICK, *tests]))
         finally:
             os._exit(code)
@@ -125,14 +128,15 @@ def survivors(method: str) -> int:
         folder = Path(name)
         for part in ("spikedistill", "tests"):
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        file = folder / "spikedistill" / ("." if method in SHARED else "methods") / f"{method}.py"
+        path, tests = places(method)
+        file = folder / "spikedistill" / path
         source = file.read_text()
-        if not passes(folder, method):
+        if not passes(folder, tests):
             sys.exit(f"{method}: its tests fail without any change")
         lines, tried, left = source.splitlines(), 0, 0
         for rule, line, text in mutants(source):
             file.write_text(text)
-            caught = not passes(folder, method)
+            caught = not passes(folder, tests)
             tried, left = tried + 1, left + (not caught)
             what = "caught  " if caught else "SURVIVED"
             print(f"{what}  {rule:22} {line:4}  {lines[line - 1].strip()[:90]}", flush=True)
