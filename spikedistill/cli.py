@@ -1,6 +1,7 @@
 """The command line. Top-level help imports no torch; a command imports what it needs."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -367,7 +368,13 @@ def cp(recipe: str, target: Path | None = None) -> None:
 def main(tokens: Sequence[str] | None = None) -> None:
     """Run the command line. Exit code 2 and a sentence a mistake for what the user can mend."""
     try:
-        app(tokens)
+        try:
+            app(tokens)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has enough, as `| head` has; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except SpecError as error:
         fail(error.mistakes)
     except KeyboardInterrupt:

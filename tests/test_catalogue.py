@@ -1,6 +1,8 @@
 """The page of methods is what the code gives, and `list` and `show` say it."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,11 @@ def test_list_shows_year_paper_and_evidence(capsys, monkeypatch):
     cli.list_("methods")
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("bkd "))
     assert "2024" in line and "2407.09083" in line and " code " in line and "Blurred" in line
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = [sys.executable, "-m", "spikedistill.cli", "show", "sakd"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as shown:
+        shown.stdout.close()
+        assert shown.stderr.read() == b""
+    assert shown.returncode == 141
