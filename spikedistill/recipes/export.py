@@ -61,6 +61,7 @@ class Config(BaseModel):
 def run(c: Config) -> dict[str, str]:
     """Write, check, and print what was found. Returns {"file", ...}; raises Mismatch where the check fails."""
     from spikedistill import export
+    from spikedistill.export.read_nir import why_not_snntorch
 
     form, student = export.form(c.to), runs.load(c.run, fast=False, trust_code=c.trust_code)
     source = runs.student_file(c.run)
@@ -100,7 +101,7 @@ def run(c: Config) -> dict[str, str]:
             print("\n".join(found.lines()))
             if found.fault:
                 raise export.Mismatch(f"{reader} does not compute what the student does: {found.fault}")
-        if c.to == "nir" and (why := form.why_not_snntorch(temporary)):
+        if c.to == "nir" and (why := why_not_snntorch(temporary)):
             print(f"snnTorch was not asked: {why}")
         os.replace(temporary, out)
     finally:

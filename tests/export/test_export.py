@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spikedistill.core.taps import infer
-from spikedistill.export import check, fold, folding, form, plain, to_nir, verify
+from spikedistill.export import check, fold, folding, form, plain, read_nir, to_nir, verify
 from spikedistill.export.verify import Trace, reference
 from spikedistill.models import build
 from spikedistill.neurons import IF, LIF, PLIF
@@ -129,7 +129,7 @@ def test_nir_to_snntorch_is_exact(text, tmp_path):
     readers = written(model, "nir", tmp_path / "s.nir")
     assert len(readers) == 2 and any("snnTorch" in r for r in checked_readers(model, readers))
     lif = student("sew_resnet18(width=3)")
-    assert "IF" in to_nir.snntorch_cannot(to_nir.graph(lif, samples()[0]["x"]))
+    assert "IF" in read_nir.snntorch_cannot(to_nir.graph(lif, samples()[0]["x"]))
     readers = written(lif, "nir", tmp_path / "if.nir", if_as_lif=True)
     assert any("snnTorch" in r for r in checked_readers(lif, readers))
 
@@ -160,7 +160,7 @@ def test_a_neuron_at_the_threshold_fires_through_nir():
         node.fire("n", (1,), 0.5, 1.0, 1.0, 0.0, strict, ["input"])
         node.nodes["output"] = nir.Output({"output": np.array([1])})
         node.link(["n"], "output")
-        got = to_nir.Executor(nir.NIRGraph(node.nodes, node.edges)).run(torch.tensor([1.0, 0.5, 0.75]).view(3, 1, 1))
+        got = read_nir.Executor(nir.NIRGraph(node.nodes, node.edges)).run(torch.tensor([1.0, 0.5, 0.75]).view(3, 1, 1))
         # 1 fires (or stays: then 0.5 + 0.5 = 1 and stays again, 0.5 + 0.75 fires)
         want = LIF(decay_input=False, strict=strict)(torch.tensor([1.0, 0.5, 0.75]).view(3, 1, 1))
         assert torch.equal(got.logits, want) and want[0].item() == (not strict)
