@@ -251,9 +251,25 @@ def start(recipe: str, tokens: Sequence[Any]) -> None:
         mistakes += module.check(c)[1]
     if mistakes:
         raise SpecError(mistakes)
+    reuse_memory()
     result = module.run(c)
     if recipe == "distill" and isinstance(result, dict):
         report(result)
+
+
+def reuse_memory() -> None:
+    """Have glibc keep large blocks that are freed, which it else gives back, so that the next comes in new pages.
+
+    For the process of a command alone; MALLOC_... and GLIBC_TUNABLES in the environment win.
+    """
+    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: smaller blocks come from the heap
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's end stays
 
 
 def flags(tokens: Sequence[Any]) -> tuple[dict[str, Any], list[str]]:
