@@ -15,6 +15,7 @@ BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#7f7f7f"  # of the Okabe-Ito palette
 GREEN, PURPLE, YELLOW, SKY = "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, GREY)
 MARKERS = "osD^vP*"  # a second way to tell rows apart
+DASHES = ("-", "--", ":")  # and a third, where there are more rows than colours
 INK, GRID = "#1f2328", "#d6d9dd"
 VARIABLES = {"ink": INK, "grid": GRID, "blue": BLUE, "orange": ORANGE, "green": GREEN, "purple": PURPLE}
 VARIABLES |= {"yellow": YELLOW, "sky": SKY, "grey": GREY}
@@ -46,6 +47,16 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **how: 
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **how)
+
+
+def style(i: int) -> dict[str, Any]:
+    """Colour, mark and dashes of row i."""
+    return {"color": CYCLE[i % 7], "marker": MARKERS[i % 7], "linestyle": DASHES[i // 7 % 3]}
+
+
+def room(lines: int) -> float:
+    """Inches that a legend of so many lines takes."""
+    return 0.5 + 0.19 * lines
 
 
 def embedded(path: Path) -> str:
@@ -182,10 +193,10 @@ def curves(history: Sequence[Mapping[str, float]], best: int) -> Any:
 @drawn
 def steps(lines: Mapping[str, Sequence[float]], teacher: float | None = None) -> Any:
     """Accuracy (shares) of the mean output of the first t steps, a line for each name."""
-    figure, ((axes,),) = canvas(4.4 if len(lines) == 1 else 6.2, 2.7)
+    figure, ((axes,),) = canvas(4.4 if len(lines) == 1 else 6.2, max(2.7, room(len(lines) + 1)))
     for i, (name, values) in enumerate(lines.items()):
         times, shown = range(1, len(values) + 1), [100 * v for v in values]
-        axes.plot(times, shown, MARKERS[i % 7] + "-", color=CYCLE[i % 7], label=name)
+        axes.plot(times, shown, label=name, **style(i))
         if len(lines) == 1:
             for t, v in zip(times, shown):
                 axes.annotate(f"{v:.2f}", (t, v), (0, -13), textcoords="offset points", ha="center", fontsize=8)
@@ -331,13 +342,21 @@ def disagreements(samples: Sequence[Mapping[str, Any]]) -> Any:
     return figure
 
 
+NAMED = 9  # points whose names still find room
+
+
 @drawn
 def pareto(points: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str]], joined: bool = False) -> Any:
     """Accuracy against costs. points: {"name", "accuracy", "spread", key of each panel}; panels: (key, axis label).
 
-    joined: the points are one network after 1 .. T steps.  A ring marks what no other point beats in both.
+    joined: the points are one network after 1 .. T steps.  A ring marks what no other point beats in both; of more
+    than NAMED points only those have their names, and one that lies far below is told and not drawn.
     """
-    figure, (axes,) = canvas(7.6, 3.0, 1, len(panels), sharey=True)
+    many = len(points) > NAMED
+    low = floor([p["accuracy"] for p in points]) if many else 0.0
+    below = [f"{p['name']} {100 * p['accuracy']:.2f}" for p in points if p["accuracy"] < low]
+    points = [p for p in points if p["accuracy"] >= low]
+    figure, (axes,) = canvas(7.6, 4.2 if many else 3.0, 1, len(panels), sharey=True)
     for panel, (key, label) in zip(axes, panels):
         shown = [p for p in points if p.get(key) is not None]
         if joined:
@@ -354,14 +373,25 @@ def pareto(points: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str]
                 panel.plot(
                     p[key], 100 * p["accuracy"], "o", markersize=11, fillstyle="none", color=colour, markeredgewidth=1
                 )
-            panel.annotate(p["name"], (p[key], 100 * p["accuracy"]), (7, 5), textcoords="offset points", fontsize=8)
+            if not (many and beaten and not reference):
+                panel.annotate(p["name"], (p[key], 100 * p["accuracy"]), (7, 5), textcoords="offset points", fontsize=8)
         panel.set_xlabel(label)
         panel.margins(x=0.22, y=0.18)
         panel.locator_params(axis="x", nbins=4)
         if shown and max(p[key] for p in shown) > 30 * max(min(p[key] for p in shown), 1e-9):
             panel.set_xscale("log")
     axes[0].set_ylabel("test accuracy [%]")
+    if below:
+        axes[0].annotate(f"below: {', '.join(below)}", (0, 0), (4, 5), "axes fraction", "offset points", fontsize=8)
     return figure
+
+
+def floor(accuracies: Sequence[float]) -> float:
+    """Three times the middle half below that half: what is lower lies far from the others."""
+    import numpy as np
+
+    first, third = np.percentile(accuracies, (25, 75))
+    return first - 3 * (third - first)
 
 
 @drawn
@@ -407,8 +437,8 @@ def dots(rows: Sequence[Mapping[str, Any]]) -> Any:
         )
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set_xlabel("test accuracy [%]; a mark is a seed, a bar the mean")
-    axes.margins(x=0.1, y=0.12)
-    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_ylim(len(rows) - 0.3, -0.7)
     return figure
 
 
@@ -439,24 +469,17 @@ def differences(rows: Sequence[Mapping[str, Any]], baseline: str) -> Any:
     axes.set_xlabel(
         f"test accuracy minus that of {baseline}, same seed [points]; {confidence:.0%} interval, ticks: seeds"
     )
-    axes.margins(x=0.08, y=0.2)
-    axes.invert_yaxis()
+    axes.margins(x=0.08)
+    axes.set_ylim(len(shown) - 0.3, -0.7)
     return figure
 
 
 @drawn
 def learning(lines: Mapping[str, Sequence[float]]) -> Any:
     """Mean validation accuracy (shares) of every method over the epochs."""
-    figure, ((axes,),) = canvas(6.2, 2.8)
+    figure, ((axes,),) = canvas(6.2, max(2.8, room(len(lines))))
     for i, (name, values) in enumerate(lines.items()):
-        axes.plot(
-            range(1, len(values) + 1),
-            [100 * v for v in values],
-            MARKERS[i % 7] + "-",
-            color=CYCLE[i % 7],
-            label=name,
-            markersize=4,
-        )
+        axes.plot(range(1, len(values) + 1), [100 * v for v in values], label=name, markersize=4, **style(i))
     axes.set(xlabel="epoch", ylabel="validation accuracy [%]")
     whole_ticks(axes.xaxis)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -422,6 +422,7 @@ def of_compare(folder: Path) -> dict[str, Any]:
     ]
     panels = [p for p in panels if all(point[p[0]] is not None for point in points)]
     caption = "Mean and standard deviation over seeds. A ring: nothing else here is better in both."
+    caption += " Only those are named; the table has all." if len(rows) > figures.NAMED else ""
     sections.append(Section("Cost", {"pareto": (figures.pareto(points, panels), caption)}, cost, notes=legend[2:]))
     by_step = {r["name"]: r["by_step"] for r in rows}
     if all(len(v) > 1 for v in by_step.values()):
@@ -461,7 +462,8 @@ def of_compare(folder: Path) -> dict[str, Any]:
     tiles = []
     if teacher.get("accuracy") is not None:
         tiles.append((f"{teacher['accuracy']:.2%}", f"teacher, {teacher['parameters']:,} parameters"))
-    tiles += [(f"{r['accuracy']:.2%}", r["name"] + plus_minus(r)) for r in rows[:5]]
+    best = sorted(rows, key=lambda r: (r["name"] == c["baseline"], r["valid"]), reverse=True)[:5]  # by validation
+    tiles += [(f"{r['accuracy']:.2%}", r["name"] + plus_minus(r)) for r in rows if r in best]
     return {
         "title": "Methods compared",
         "subtitle": c["title"],

@@ -1,0 +1,18 @@
+"""Figures of more rows than usual."""
+
+import warnings
+
+from spikedistill.report import figures
+
+
+def test_many_rows_find_room():
+    rows = {f"method_{i}": [0.5, 0.6, 0.7 + 0.001 * i] for i in range(25)}
+    points = [{"name": n, "accuracy": a[-1], "spread": 0.01, "cost": 30.0 - i} for i, (n, a) in enumerate(rows.items())]
+    points.append({"name": "far_off", "accuracy": 0.4, "spread": None, "cost": 40.0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a layout that leaves no room for the axes
+        drawn = [figures.steps(rows, 0.8), figures.learning(rows), figures.pareto(points, [("cost", "cost")])]
+        drawn = [figures.inline(figure, "many") for figure in drawn]
+    assert all(name in drawn[0] and name in drawn[1] for name in rows)
+    assert "method_24" in drawn[2] and "method_3" not in drawn[2]  # the best and cheapest is named, the beaten are not
+    assert "below: far_off 40.00" in drawn[2]
