@@ -1,10 +1,6 @@
 """The page of methods is what the code gives, and `list` and `show` say it."""
 
-import os
-import platform
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -97,33 +93,3 @@ def test_list_shows_year_paper_and_evidence(capsys, monkeypatch):
     cli.list_("methods")
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("bkd "))
     assert "2024" in line and "2407.09083" in line and " code " in line and "Blurred" in line
-
-
-def test_a_reader_that_has_enough_is_no_error():
-    command = [sys.executable, "-m", "spikedistill.cli", "show", "sakd"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as shown:
-        shown.stdout.close()
-        assert shown.stderr.read() == b""
-    assert shown.returncode == 141
-
-
-@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
-def test_memory_is_reused():
-    program = """
-import resource, sys, torch
-from spikedistill.cli import reuse_memory
-if sys.argv[1] == "yes":
-    reuse_memory()
-for _ in range(5):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24), torch.ones(2**24)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-    def faults(how, **more):
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))} | more
-        done = subprocess.run([sys.executable, "-c", program, how], env=environment, capture_output=True, check=True)
-        return int(done.stdout)
-
-    assert faults("yes") < 50 < faults("no")
-    assert faults("yes", MALLOC_ARENA_MAX="1") > 50  # the user's own settings win

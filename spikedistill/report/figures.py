@@ -350,19 +350,19 @@ def pareto(points: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str]
     """Accuracy against costs. points: {"name", "accuracy", "spread", key of each panel}; panels: (key, axis label).
 
     joined: the points are one network after 1 .. T steps.  A ring marks what no other point beats in both; of more
-    than NAMED points only those have their names, and one that lies far below is told and not drawn.
+    than NAMED networks only those have their names, and one that lies far below is told and not drawn.
     """
-    many = len(points) > NAMED
+    many = len(points) > NAMED and not joined
     low = floor([p["accuracy"] for p in points]) if many else 0.0
-    below = [f"{p['name']} {100 * p['accuracy']:.2f}" for p in points if p["accuracy"] < low]
-    points = [p for p in points if p["accuracy"] >= low]
     figure, (axes,) = canvas(7.6, 4.2 if many else 3.0, 1, len(panels), sharey=True)
     for panel, (key, label) in zip(axes, panels):
-        shown = [p for p in points if p.get(key) is not None]
+        shown = [p for p in points if p.get(key) is not None and p["accuracy"] >= low]
         if joined:
             own = [p for p in shown if not p.get("reference")]
             panel.plot([p[key] for p in own], [100 * p["accuracy"] for p in own], color=BLUE, zorder=1)
-        for i, p in enumerate(shown):
+        for i, p in enumerate(points):  # so that a row has its colour of the other figures
+            if p not in shown:
+                continue
             reference = bool(p.get("reference"))
             colour = GREY if reference else BLUE if joined else CYCLE[i % 7]
             marker = "s" if reference else "o" if joined else MARKERS[i % 7]
@@ -381,7 +381,7 @@ def pareto(points: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str]
         if shown and max(p[key] for p in shown) > 30 * max(min(p[key] for p in shown), 1e-9):
             panel.set_xscale("log")
     axes[0].set_ylabel("test accuracy [%]")
-    if below:
+    if below := [f"{p['name']} {100 * p['accuracy']:.2f}" for p in points if p["accuracy"] < low]:
         axes[0].annotate(f"below: {', '.join(below)}", (0, 0), (4, 5), "axes fraction", "offset points", fontsize=8)
     return figure
 

@@ -16,3 +16,11 @@ def test_many_rows_find_room():
     assert all(name in drawn[0] and name in drawn[1] for name in rows)
     assert "method_24" in drawn[2] and "method_3" not in drawn[2]  # the best and cheapest is named, the beaten are not
     assert "below: far_off 40.00" in drawn[2]
+
+
+def test_all_steps_of_one_network_are_drawn():
+    points = [
+        {"name": f"t = {t}", "accuracy": 0.8 if t > 2 else 0.1, "spread": None, "cost": float(t)} for t in range(1, 17)
+    ]
+    drawn = figures.inline(figures.pareto(points, [("cost", "cost")], joined=True), "joined")
+    assert all(f"t = {t}<" in drawn for t in range(1, 17)) and "below" not in drawn

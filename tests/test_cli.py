@@ -1,0 +1,38 @@
+"""The process of a command: its output and its memory."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = [sys.executable, "-m", "spikedistill.cli", "show", "sakd"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as shown:
+        shown.stdout.close()
+        assert shown.stderr.read() == b""
+    assert shown.returncode == 141
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_memory_is_reused():
+    program = """
+import resource, sys, torch
+from spikedistill.cli import reuse_memory
+if sys.argv[1] == "yes":
+    reuse_memory()
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24), torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+    def faults(how, **more):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))} | more
+        done = subprocess.run([sys.executable, "-c", program, how], env=environment, capture_output=True, check=True)
+        return int(done.stdout)
+
+    assert faults("yes") < 50 < faults("no")
+    assert faults("yes", MALLOC_ARENA_MAX="1") > 50  # the user's own settings win
