@@ -60,6 +60,9 @@ def settled(name, **how) -> Any:
     return model.eval()
 
 
+# ---- sizes, as the papers have them --------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("text", "count"),
     [
@@ -138,6 +141,9 @@ def test_maps_are_those_of_the_tables(text, shape, maps):
         out = infer(model, torch.empty(1, *shape), taps=[*model.dims])
     assert [(t.shape[2], t.shape[3]) for t in out.taps.values()] == maps
     assert [*model.dims.values()] == [channels for channels, _ in maps]
+
+
+# ---- what every family does ----------------------------------------------------------------------------
 
 
 @families
@@ -278,6 +284,9 @@ def test_normalisation_is_the_models_own():
         tiny("resnet19", mean=(0.5,), std=(0.5,))
 
 
+# ---- neurons and how blocks join -----------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("name", "tau", "others"),
     [
@@ -368,6 +377,9 @@ def test_ordinary_resnet_is_one():
     outer = conv2(inner.relu(), block.conv2.weight, padding=1) / (1 + 1e-5) ** 0.5
     torch.testing.assert_close(out.taps["stage1"][0], (outer + before).relu())
     torch.testing.assert_close(out.logits[0], model.head(out.taps["stage4"][0].mean((-2, -1))))
+
+
+# ---- heads and attention -------------------------------------------------------------------------------
 
 
 def test_vgg_head_is_made_for_the_size():
