@@ -16,7 +16,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
 
-$(VENV)/installed: pyproject.toml setup.py constraints.txt spikedistill/neurons/kernels/native.c
+$(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard spikedistill/neurons/kernels/*.[ch])
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 demo")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .

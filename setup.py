@@ -1,4 +1,4 @@
-"""Builds the native neuron kernel, a plain shared library. Everything else is in pyproject.toml.
+"""Builds the native kernel, a plain shared library. Everything else is in pyproject.toml.
 
 Without a C compiler, or where the build fails, the package installs all the same and runs in plain torch.
 `python setup.py build_ext --inplace` builds it in a checkout.
@@ -29,6 +29,13 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-SOURCE = "spikedistill/neurons/kernels/native.c"
-native = Extension(f"{KERNELS}.libnative", [SOURCE], extra_compile_args=FLAGS, libraries=["m"], optional=True)
+FOLDER = KERNELS.replace(".", "/")
+native = Extension(
+    f"{KERNELS}.libnative",
+    [f"{FOLDER}/native.c", f"{FOLDER}/sparse.c"],
+    depends=[f"{FOLDER}/native.h"],
+    extra_compile_args=FLAGS,
+    libraries=["m"],
+    optional=True,
+)
 setup(ext_modules=[native], cmdclass={"build_ext": Library, "bdist_wheel": AnyPython})

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spikedistill import models
 from spikedistill.models.layers import AvgPool2d, over_space, spiking_conv
 from spikedistill.neurons import make
+from spikedistill.neurons.kernels import sparse
 
 WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256)  # 0: a 2x2 average pool
 STAGES = ((1, 3), (3, 6), (6, 8))  # of these layers, after the first
@@ -79,6 +80,18 @@ class _Cut(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):  # pyrefly: ignore[bad-override]
         return None, None, *ctx.grads
+
+
+class Dense(nn.Module):
+    """A network whose convolutions multiply every element, as they do where many are spikes."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        with sparse.limited(-1):
+            return self.model(x)
 
 
 class Static(nn.Module):

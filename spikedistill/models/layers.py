@@ -38,6 +38,9 @@ def over_space(x: Tensor) -> Tensor:
 
 class Conv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
+        how = self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode
+        if how == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros"):
+            return over_time(lambda x: kernels.convolution(x, self.weight, self.bias), input)
         return over_time(super().forward, input)
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,14 +30,15 @@ from spikedistill.core.taps import infer
 from spikedistill.inference import prepare
 from spikedistill.methods import METHODS
 from spikedistill.neurons import kernels
+from spikedistill.neurons.kernels import sparse
 from spikedistill.recipes.distill import Config as DistillConfig
 from spikedistill.recipes.distill import cached, precision
 from spikedistill.recipes.quickstart import METHODS as QUICKSTART
 from spikedistill.report import figures, tables
 from spikedistill.spec import SpecError, parse
 
-Part = Literal["vgg", "sew_resnet18", "spikformer", "neuron", "steps", "methods", "data"]
-PARTS = ("vgg", "sew_resnet18", "spikformer", "neuron", "steps", "methods", "data")
+Part = Literal["vgg", "sew_resnet18", "spikformer", "neuron", "convolution", "steps", "methods", "data"]
+PARTS = ("vgg", "sew_resnet18", "spikformer", "neuron", "convolution", "steps", "methods", "data")
 
 
 class Config(BaseModel):
@@ -77,6 +79,7 @@ class Entry:
 
 
 ALONE = "convolutions of ours alone"
+DENSE = "ours, convolutions dense"
 
 
 def entries(part: str) -> dict[str, Entry]:
@@ -87,6 +90,7 @@ def entries(part: str) -> dict[str, Entry]:
         return {
             "ours, auto": Entry(networks.sew_resnet18, bf16=fast, channels_last=True),
             "ours, fp32": Entry(networks.sew_resnet18, channels_last=True),
+            DENSE: Entry(lambda steps: networks.Dense(networks.sew_resnet18(steps)), bf16=fast, channels_last=True),
             "spikingjelly, fp32": Entry(networks.SpikingJellySEW, sj),
             "spikingjelly, bf16": Entry(networks.SpikingJellySEW, sj, bf16=True),
             ALONE: Entry(lambda steps: networks.Alone(networks.sew_resnet18(steps)), bf16=fast, channels_last=True),
@@ -100,6 +104,8 @@ def entries(part: str) -> dict[str, Entry]:
     return {
         "ours, auto": Entry(networks.Ours, bf16=fast, channels_last=True),
         "ours, fp32": Entry(networks.Ours, channels_last=True),
+        DENSE: Entry(lambda steps: networks.Dense(networks.Ours(steps)), bf16=fast, channels_last=True),
+        f"{DENSE}, fp32": Entry(lambda steps: networks.Dense(networks.Ours(steps)), channels_last=True),
         "spikingjelly, fp32": Entry(networks.SpikingJelly, sj),
         "spikingjelly, bf16": Entry(networks.SpikingJelly, sj, bf16=True),
         "spikingjelly, bf16, compiled": Entry(once, sj, bf16=True, channels_last=True, compile=True),
@@ -137,6 +143,7 @@ def prepared(
     def answer() -> Callable[[Tensor], Any]:
         if entry.package or entry.compile or isinstance(net, networks.Alone):
             return run
+        settle(net, x)
         return prepare(net, x.shape[1:], bf16=entry.bf16)  # as `spikedistill.load` gives it
 
     @torch.no_grad()
@@ -147,6 +154,33 @@ def prepared(
         net.train()
 
     return net, loss, train, infer
+
+
+@torch.no_grad()
+def settle(net: nn.Module, x: Tensor) -> None:
+    """Statistics of the norms as they are on x: with those of a network's first steps, its deep layers are silent."""
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    net.train()(x)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    net.eval()
+
+
+def shares(net: nn.Module, run: Callable[[], Any]) -> list[float]:
+    """Of what each convolution reads, the share that is not 0; without the first, which reads images."""
+    found = list[float]()
+
+    def note(conv: Any, given: tuple[Tensor]) -> None:
+        found.append(float((given[0] != 0).float().mean()))
+
+    hooks = [m.register_forward_pre_hook(note) for m in net.modules() if isinstance(m, nn.Conv2d)]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return found[1:]
 
 
 def network_table(part: str, c: Config) -> list[dict[str, Any]]:
@@ -162,6 +196,8 @@ def network_table(part: str, c: Config) -> list[dict[str, Any]]:
             net, loss, train[name], infer[name] = prepared(entry, c.batch, c.steps)
             train[name]()
             rows[name] = {"name": name, "first_step_s": time.perf_counter() - began}
+            if name == "ours, auto":
+                rows[name]["shares"] = shares(net, loss)
             if not entry.compile:  # a compiled graph keeps its own buffers, which hooks do not see
                 rows[name]["saved_mib"] = saved_bytes(loss, net) / 2**20
         except Exception as error:  # another library's failure is a line of the table, not the end of it
@@ -208,6 +244,32 @@ def neuron_table(c: Config) -> list[dict[str, Any]]:
         seconds = in_turns({"LIF": lif, "copy": partial(target.copy_, source)}, 3 * c.rounds)
         lif_ms, copy_ms = spread(seconds["LIF"]), spread(seconds["copy"])
         rows.append({"name": name, "lif": lif_ms, "copy": copy_ms, "ratio": lif_ms["ms"] / copy_ms["ms"]})
+    return rows
+
+
+SHAPES = ((64, 64, 32), (128, 128, 16), (256, 256, 8))
+SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+
+
+def convolution_table(c: Config) -> list[dict[str, Any]]:
+    """3x3 convolutions of the VGG, forward and both gradients, by the share of spikes: dense, and by spikes alone."""
+    rows = []
+    for (channels, out, size), dtype in product(SHAPES, (torch.float32, torch.bfloat16)):
+        weight = torch.randn(out, channels, 3, 3).to(dtype).to(memory_format=torch.channels_last).requires_grad_()
+        work, chances = dict[str, Callable[[], None]](), torch.rand(c.steps * c.batch, size, size, channels)
+        grad = torch.randn(len(chances), size, size, out).to(dtype).movedim(-1, 1)
+        for share, limit in [(SHARES[0], -1), *((s, 1) for s in SHARES)]:
+            x = (chances < share).to(dtype).movedim(-1, 1).requires_grad_()
+
+            def step(x: Tensor = x, weight: Tensor = weight, grad: Tensor = grad, limit: float = limit) -> None:
+                x.grad = weight.grad = None
+                with sparse.limited(limit):
+                    kernels.convolution(x, weight, None).backward(grad)
+
+            work["dense" if limit < 0 else f"{share:g}"] = step
+        times = {name: spread(seconds) for name, seconds in in_turns(work, c.rounds).items()}
+        name = f"{channels} to {out}, {size}x{size}, {str(dtype).removeprefix('torch.')}"
+        rows.append({"name": name, "limit": sparse.LIMITS[dtype], **times})
     return rows
 
 
@@ -324,6 +386,7 @@ def data_table(c: Config) -> list[dict[str, Any]]:
 TABLES: dict[str, Callable[[Config], list[dict[str, Any]]]] = {
     **{part: partial(network_table, part) for part in ("vgg", "sew_resnet18", "spikformer")},
     "neuron": neuron_table,
+    "convolution": convolution_table,
     "steps": steps_table,
     "methods": methods_table,
     "data": data_table,
@@ -373,11 +436,20 @@ def drawn(part: str, rows: list[dict[str, Any]], c: Config) -> list[tables.Table
         }
         heads, cells = [*columns], [[text(r) for text in columns.values()] for r in rows]
         title = f"{part}, 32x32x3, B = {c.batch}, T = {c.steps}; inference of ours as `spikedistill.load` gives it"
+        if found := rows[0].get("shares"):
+            title += f"; {min(found):.0%} to {max(found):.0%} of what its convolutions read is not 0"
         return [tables.Table(heads, cells, title)]
     if part == "neuron":
         cells = [[r["name"], ms(r["lif"]), ms(r["copy"]), f"{r['ratio']:.2f}"] for r in rows]
         title = f"LIF alone, forward and backward, [{c.steps}, 64, 64, 16, 16], against a copy of as many bytes"
         return [tables.Table(["type", "LIF ms", "copy ms", "ratio"], cells, title)]
+    if part == "convolution":
+        cells = [[r["name"], ms(r["dense"]), *(f"{r[f'{s:g}']['ms']:.1f}" for s in SHARES)] for r in rows]
+        limits = " and ".join(f"{v:g} in {str(k).removeprefix('torch.')}" for k, v in sparse.LIMITS.items())
+        title = (
+            f"Convolutions forward and backward, ms: dense, and by spikes with so many of them; taken up to {limits}"
+        )
+        return [tables.Table(["channels, size, type", "dense", *(f"{s:.0%}" for s in SHARES)], cells, title)]
     if part == "steps":
         cells = [[r["name"], ms(r["train"]), number(r["saved_mib"]), number(r.get("resident_mib"))] for r in rows]
         title = "Cost by time steps, VGG, B = 8; recomputed: each stage runs again in the backward pass (--recompute)"

@@ -9,6 +9,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from spikedistill import models
 from spikedistill.core.taps import call
+from spikedistill.models.layers import Conv2d
 
 MODELS = {
     "small": "small(widths=(4, 6, 8), depth=2)",
@@ -86,14 +87,14 @@ def test_a_copy_runs_its_own_stages():
 
 def test_currents_are_not_kept(monkeypatch):
     """Of the outputs of convolutions, which a norm and a neuron keep, none is left after the forward pass."""
-    seen, convolve = [], nn.Conv2d._conv_forward
+    seen, convolve = [], Conv2d.forward
 
     def watched(self, *args):
         y = convolve(self, *args)
         seen.append(StorageWeakRef(y.untyped_storage()))
         return y
 
-    monkeypatch.setattr(nn.Conv2d, "_conv_forward", watched)
+    monkeypatch.setattr(Conv2d, "forward", watched)
     x = torch.rand(2, 3, 12, 12)
     for model, kept, runs in zip(pair("sew_resnet18(width=4)"), (20, 0), (20, 40)):
         seen.clear()

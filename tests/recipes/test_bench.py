@@ -75,17 +75,24 @@ def test_methods_are_timed_with_the_teacher_running_and_cached(monkeypatch):
 
 def test_a_part_is_measured_written_and_joined_to_the_others(tmp_path, capsys):
     words = ["--rounds", "1", "--batch", "2", "--steps", "2", "--no-compiled", "--no-memory", "--out", str(tmp_path)]
-    for part in ("vgg", "neuron"):
+    for part in ("vgg", "neuron", "convolution"):
         with pytest.raises(SystemExit) as stop:
             cli.main(["bench", "--parts", part, *words])
         assert not stop.value.code
     found = json.loads((tmp_path / "speed.json").read_text())["parts"]
-    assert [*found] == ["vgg", "neuron"]
+    assert [*found] == ["vgg", "neuron", "convolution"]
     rows = {row["name"]: row for row in found["vgg"]["rows"]}
     assert {"ours, auto", "ours, fp32", "ReLU net, T x B images, bf16"} <= rows.keys()
     assert all(row["train"]["ms"] > 0 and row["infer"]["ms"] > 0 and row["saved_mib"] > 0 for row in rows.values())
+    assert len(rows["ours, auto"]["shares"]) == 5 and all(0 <= share <= 1 for share in rows["ours, auto"]["shares"])
+    assert all(row["dense"]["ms"] > 0 and row["0.1"]["ms"] > 0 for row in found["convolution"]["rows"])
     text = (tmp_path / "speed.md").read_text()
-    assert "ours, auto" in text and "LIF alone" in text and "spikedistill bench" in text
+    assert (
+        "ours, auto" in text
+        and "LIF alone" in text
+        and "Convolutions forward and backward" in text
+        and "spikedistill bench" in text
+    )
     assert "LIF alone" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         cli.main(["bench", "--parts", "vg", "--out", str(tmp_path)])

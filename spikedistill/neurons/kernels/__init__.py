@@ -8,17 +8,17 @@ eager   plain torch, for everything else
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, max_pool2d
+from torch.nn.functional import avg_pool2d, conv2d, max_pool2d
 
 from spikedistill.neurons import functional
 from spikedistill.neurons.functional import Number, time_steps
-from spikedistill.neurons.kernels import eager, native, ops
+from spikedistill.neurons.kernels import eager, native, ops, sparse
 from spikedistill.neurons.kernels.ops import channels_last, dense
 from spikedistill.neurons.surrogate import SURROGATES, ATan, Surrogate, parameter
 
@@ -115,6 +115,16 @@ def norm_neuron(
     batch = norm.training or norm.running_mean is None
     mean, var = _batch_statistics(x, norm) if batch else (norm.running_mean, norm.running_var)
     return _call(x, mean, var, norm.weight, norm.bias, decay, gain, norm.eps, batch, **how, steps=steps)
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """3x3 convolution of [N, C, H, W] with padding 1: by its spikes alone where x has few, see `kernels/sparse.py`."""
+    if not traced(x) and native.takes(x) and x.shape[1] >= sparse.LANES and choose(x) is native:
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        maps, kernel = x.to(dtype), weight.to(dtype)
+        if sparse.takes(maps, kernel):
+            return sparse.convolution(maps, kernel, bias)
+    return conv2d(x, weight, bias, padding=1)
 
 
 def max_pool(x: Tensor) -> Tensor:

@@ -13,18 +13,12 @@
  */
 
 #include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+
+#include "native.h"
 
 #ifdef __APPLE__
 #include <dispatch/dispatch.h>
 #endif
-
-typedef int64_t i64;
-#define INLINE static inline __attribute__((always_inline))
-#define EXPORT __attribute__((visibility("default")))
-#define R restrict
 
 #ifndef BLOCK
 #define BLOCK 512    /* elements that go through all T together */
@@ -66,10 +60,10 @@ typedef struct {
 
 /* ---- threads ------------------------------------------------------------------------------------------------------ */
 
-typedef void (*Body)(Job *, i64 chunk, float *scratch);
-typedef struct { Job *job; Body body; i64 count, next; size_t scratch; } Loop;
+typedef struct { void *job; Body body; i64 count, next; size_t scratch; } Loop;
 typedef void (*Parallel)(void (*)(void *), void *, unsigned threads, unsigned flags);
 static Parallel parallel;
+HIDDEN i64 spikedistill_level;
 
 static void work(void *p)
 {
@@ -88,11 +82,10 @@ static void work(void *p)
 static void work_apple(void *p, size_t i) { (void)i; work(p); }
 #endif
 
-/* Returns 0, or 1 where no thread found memory. */
-static int loop(Job *job, Body body, i64 count, size_t floats)
+int spikedistill_loop(void *job, Body body, i64 count, i64 threads, size_t floats)
 {
     Loop l = {job, body, count, 0, floats * sizeof(float)};
-    i64 threads = job->a.threads < count ? job->a.threads : count;
+    threads = least(threads, count);
     if (threads > 1 && parallel) parallel(work, &l, (unsigned)threads, 0);
 #ifdef __APPLE__
     else if (threads > 1) dispatch_apply_f(threads, DISPATCH_APPLY_AUTO, &l, work_apple);
@@ -101,25 +94,12 @@ static int loop(Job *job, Body body, i64 count, size_t floats)
     return l.next < count;
 }
 
+static int loop(Job *job, Body body, i64 count, size_t floats)
+{
+    return spikedistill_loop(job, body, count, job->a.threads, floats);
+}
+
 /* ---- one element -------------------------------------------------------------------------------------------------- */
-
-INLINE float load(const void *p, i64 i, int bf16)
-{
-    if (!bf16) return ((const float *)p)[i];
-    uint32_t u = (uint32_t)((const uint16_t *)p)[i] << 16;
-    float f;
-    memcpy(&f, &u, 4);
-    return f;
-}
-
-INLINE void store(void *p, i64 i, float f, int bf16)  /* nearest even, NaN stays NaN */
-{
-    if (!bf16) { ((float *)p)[i] = f; return; }
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    uint32_t r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-    ((uint16_t *)p)[i] = (uint16_t)(f != f ? 0x7fc0 : r);
-}
 
 /* V after reset, H (1 - S) + V_reset S or H - V_th S: an infinite H leaves NaN, as in the reference. */
 INLINE float reset(const Job *j, float h, int how)
@@ -244,9 +224,6 @@ INLINE void coefficients(const Job *j, const void *R x, const float *R scale, co
 }
 
 /* ---- geometry ----------------------------------------------------------------------------------------------------- */
-
-INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
-INLINE i64 most(i64 a, i64 b) { return a > b ? a : b; }
 
 static i64 piece_start(const Job *j, i64 q) { return q / j->split * j->a.inner + q % j->split * j->piece; }
 INLINE i64 piece_count(const Job *j, i64 q)
@@ -627,19 +604,19 @@ INLINE void pool_backward(Job *j, i64 chunk, float *scratch)
 /* ---- one copy for each kind of processor -------------------------------------------------------------------------- */
 
 #define VERSION(suffix, attribute) \
-    attribute static void forward##suffix(Job *j, i64 c, float *s) { forward_chunk(j, c, s); } \
-    attribute static void backward##suffix(Job *j, i64 c, float *s) { backward_chunk(j, c, s); } \
-    attribute static void moments##suffix(Job *j, i64 c, float *s) { moments_chunk(j, c, s); } \
-    attribute static void pool##suffix(Job *j, i64 c, float *s) { pool_forward(j, c, s); } \
-    attribute static void unpool##suffix(Job *j, i64 c, float *s) { pool_backward(j, c, s); } \
+    attribute static void forward##suffix(void *j, i64 c, float *s) { forward_chunk(j, c, s); } \
+    attribute static void backward##suffix(void *j, i64 c, float *s) { backward_chunk(j, c, s); } \
+    attribute static void moments##suffix(void *j, i64 c, float *s) { moments_chunk(j, c, s); } \
+    attribute static void pool##suffix(void *j, i64 c, float *s) { pool_forward(j, c, s); } \
+    attribute static void unpool##suffix(void *j, i64 c, float *s) { pool_backward(j, c, s); } \
     static const Body bodies##suffix[] = {forward##suffix, backward##suffix, moments##suffix, pool##suffix, unpool##suffix};
 
 VERSION(_any, )
 static const Body *bodies = bodies_any;
 
-#if defined(__x86_64__) && defined(__GNUC__)
-VERSION(_avx2, __attribute__((target("avx2"))))
-VERSION(_avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))))
+#ifdef X86
+VERSION(_avx2, AVX2)
+VERSION(_avx512, AVX512)
 #endif
 
 /* gomp: address of GOMP_parallel or null. level: at most baseline (0), AVX2 (1), AVX-512 (2). size: of the caller's Args.
@@ -648,19 +625,19 @@ EXPORT i64 spikedistill_init(void *gomp, i64 level, i64 size)
 {
     if (size != (i64)sizeof(Args)) return -1;
     memcpy(&parallel, &gomp, sizeof gomp);
-#if defined(__x86_64__) && defined(__GNUC__)
+    bodies = bodies_any, spikedistill_level = 0;
+#ifdef X86
     __builtin_cpu_init();
     if (level >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-        bodies = bodies_avx512;
+        bodies = bodies_avx512, spikedistill_level = 2;
         return 2;
     }
     if (level >= 1 && __builtin_cpu_supports("avx2")) {
-        bodies = bodies_avx2;
+        bodies = bodies_avx2, spikedistill_level = 1;
         return 1;
     }
 #endif
-    bodies = bodies_any;
     (void)level;
     return 0;
 }

@@ -15,6 +15,7 @@ from spikedistill.neurons.kernels.ops import How, Norm, channels_last, empty
 LIBRARY = Path(__file__).with_name("libnative.so")
 ARGS = struct.Struct("=11q14q7d")  # the fields of Args in native.c
 FORWARD, BACKWARD, MOMENTS, POOL, UNPOOL = range(5)
+OUTDATED = "was built for another version of this package"
 LEVELS = {"baseline": 0, "avx2": 1, "avx512": 2}
 
 
@@ -25,9 +26,12 @@ def library() -> ctypes.CDLL | None:
     try:
         lib = ctypes.CDLL(str(LIBRARY))
         lib.spikedistill_run.argtypes, lib.spikedistill_run.restype = [ctypes.c_char_p], ctypes.c_int64
+        lib.spikedistill_convolve.argtypes, lib.spikedistill_convolve.restype = [ctypes.c_char_p], ctypes.c_int64
         lib.spikedistill_init.restype = ctypes.c_int64
         lib.spikedistill_init.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-        why = "was built for another version of this package" if level(lib, "avx512") < 0 else None
+        why = OUTDATED if level(lib, "avx512") < 0 else None
+    except AttributeError:
+        why = OUTDATED
     except OSError as e:
         why = "was not built" if not LIBRARY.exists() else f"does not load ({e})"
     if why is None:

@@ -1,0 +1,118 @@
+"""Convolutions of spikes on the CPU (sparse.c): they add weights up where there are spikes and keep the spikes as bits.
+
+A dense convolution multiplies every element, also the nineteen of twenty that are 0. This one is slower for each, but
+does only what is there, so it is taken where few elements are not 0 (`LIMITS`). The choice depends on the data and the
+processor alone, never on time, so that a run gives the same numbers again. Sums are in float32, in another order than
+those of the dense one.
+"""
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from spikedistill.neurons.kernels import native
+
+ARGS = struct.Struct("=6q11q4q")  # the fields of Conv in sparse.c
+SPIKES, FORWARD, WEIGHTS = range(3)
+LANES = 16
+# Share of elements that are not 0 up to which forward and backward pass together gain, measured on Zen 4.
+LIMITS = {torch.float32: 0.4, torch.bfloat16: 0.18}
+
+
+@contextmanager
+def limited(share: float) -> Iterator[None]:
+    """`with limited(-1):` takes dense convolutions alone, 1 this one always; for both types and for the process."""
+    before = LIMITS.copy()
+    LIMITS.update(dict.fromkeys(LIMITS, share))
+    try:
+        yield
+    finally:
+        LIMITS.update(before)
+
+
+def takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernel knows this convolution: x [N, C, H, W] channels last, weight [O, C, 3, 3], O = 16 k."""
+    return (
+        native.takes(x)
+        and x.dtype == weight.dtype
+        and weight.shape[2:] == (3, 3)
+        and weight.shape[0] % LANES == 0
+        and x.shape[1] >= LANES
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def send(op, x, bits, weight, bias, grad, out, shape, binary=False, allowed=0) -> None:
+    """Run the kernel with the fields of Conv; `shape` is that of x."""
+    lib = native.library()
+    if lib is None:
+        raise RuntimeError("the native kernel was not built")
+    N, C, H, W = shape
+    pointers = map(native.pointer, (x, bits, weight, bias, grad, out))
+    sizes = (
+        op,
+        weight.dtype == torch.bfloat16,
+        N,
+        H,
+        W,
+        C,
+        *weight.shape[::2],
+        binary,
+        allowed,
+        torch.get_num_threads(),
+    )
+    across = (out if op == WEIGHTS else weight).stride()
+    if lib.spikedistill_convolve(ARGS.pack(*pointers, *sizes, *across)):
+        raise MemoryError("no memory for the buffers of the native kernel")
+
+
+def spikes(x: Tensor, weight: Tensor, limit: float) -> tuple[Tensor, bool] | None:
+    """A bit for each element of x that is not 0, and whether all those are 1; None where they are more than `limit`."""
+    N, C, H, W = x.shape
+    bits, found = torch.empty(N, H, W, -(-C // 64), dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    allowed = int(limit * x.numel())
+    send(SPIKES, x, bits, weight, None, None, found, x.shape, allowed=allowed)
+    count, other = found.tolist()
+    return (bits, not other) if count <= allowed else None
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.conv2d(x, weight, bias, padding=1)` of what `takes` allows; by spikes where their share is within `LIMITS`."""
+    found = spikes(x, weight, LIMITS[x.dtype])
+    return F.conv2d(x, weight, bias, padding=1) if found is None else Convolution.apply(x, weight, bias, *found)
+
+
+class Convolution(torch.autograd.Function):
+    """Keeps the weight and a bit for each element of x, and x itself only where some elements are neither 0 nor 1."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, bits, binary):
+        N, _, H, W = x.shape
+        out = x.new_empty(N, H, W, len(weight)).movedim(-1, 1)
+        added = None if bias is None else bias.detach().float().contiguous()
+        send(FORWARD, x, bits, weight, added, None, out, x.shape, binary)
+        ctx.save_for_backward(None if binary else x, weight, bits)
+        ctx.shape = x.shape
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # pyrefly: ignore[bad-override]
+        x, weight, bits = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        dx = dw = db = None
+        if need_x:  # a convolution with the kernel turned around
+            turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+            dx = F.conv2d(grad, turned, padding=1)
+        if need_weight:
+            dw = torch.empty_like(weight)
+            send(WEIGHTS, x, bits, weight, None, grad, dw, ctx.shape, x is None)
+        if need_bias:
+            db = grad.sum((0, 2, 3))
+        return dx, dw, db, None, None
