@@ -143,11 +143,12 @@ def test_bits_are_the_elements_that_are_not_0():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_many_spikes_take_the_dense_convolution(dtype):
-    limit, w = sparse.LIMITS[dtype], kernel_of(32, 32, dtype)
-    few, many = (events(4, 32, 8, 8, share, dtype).requires_grad_() for share in (0.9 * limit, 1.1 * limit))
-    assert type(kernels.convolution(few, w, None).grad_fn).__name__ == "ConvolutionBackward"
-    assert type(kernels.convolution(many, w, None).grad_fn).__name__ == "ConvolutionBackward0"
-    assert torch.equal(kernels.convolution(many, w, None), F.conv2d(many, w, padding=1))
+    w = kernel_of(32, 32, dtype)
+    few, many = (events(4, 32, 8, 8, share, dtype).requires_grad_() for share in (0.22, 0.28))
+    with sparse.limited(0.25):
+        assert type(kernels.convolution(few, w, None).grad_fn).__name__ == "ConvolutionBackward"
+        assert type(kernels.convolution(many, w, None).grad_fn).__name__ == "ConvolutionBackward0"
+        assert torch.equal(kernels.convolution(many, w, None), F.conv2d(many, w, padding=1))
     with kernels.use("eager"):
         assert torch.equal(kernels.convolution(few, w, None), F.conv2d(few, w, padding=1))
 
