@@ -66,7 +66,7 @@ def test_pools_of_every_instruction_set_and_number_of_threads(built, pool):
             for layout, dtype in product(LAYOUTS, (torch.float32, torch.bfloat16)):
                 assert pooled_alike(*POOLS[pool], x.to(dtype), layout, draw(4, (8, 24, 7, 7)).to(dtype))
     finally:
-        native.level(lib, "avx512")
+        native.level(lib)
         torch.set_num_threads(threads)
 
 

@@ -619,7 +619,7 @@ VERSION(_avx2, AVX2)
 VERSION(_avx512, AVX512)
 #endif
 
-/* gomp: address of GOMP_parallel or null. level: at most baseline (0), AVX2 (1), AVX-512 (2). size: of the caller's Args.
+/* gomp: address of GOMP_parallel or null. level: at most baseline (0), AVX2 (1), AVX-512 (2), its bfloat16 (3). size: of the caller's Args.
  * Returns the level taken, or -1 where the caller was made for another version of this file. */
 EXPORT i64 spikedistill_init(void *gomp, i64 level, i64 size)
 {
@@ -631,7 +631,10 @@ EXPORT i64 spikedistill_init(void *gomp, i64 level, i64 size)
     if (level >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
         bodies = bodies_avx512, spikedistill_level = 2;
-        return 2;
+#ifdef DOT
+        if (level >= 3 && __builtin_cpu_supports("avx512bf16")) spikedistill_level = 3;
+#endif
+        return spikedistill_level;
     }
     if (level >= 1 && __builtin_cpu_supports("avx2")) {
         bodies = bodies_avx2, spikedistill_level = 1;

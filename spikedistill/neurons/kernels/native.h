@@ -17,6 +17,9 @@ typedef int64_t i64;
 #define X86
 #define AVX2 __attribute__((target("avx2")))
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#if defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10
+#define DOT __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,prefer-vector-width=512")))
+#endif
 #endif
 
 typedef void (*Body)(void *job, i64 chunk, float *scratch);
@@ -24,7 +27,7 @@ typedef void (*Body)(void *job, i64 chunk, float *scratch);
 /* Runs body for chunks 0 ... count - 1 in the threads of torch. Returns 0, or 1 where no thread found memory. */
 HIDDEN int spikedistill_loop(void *job, Body body, i64 count, i64 threads, size_t floats);
 
-/* At most these instructions: baseline (0), AVX2 (1), AVX-512 (2); what the processor has not is not taken. */
+/* At most these instructions: baseline (0), AVX2 (1), AVX-512 (2), its bfloat16 (3); what the processor has not is not taken. */
 HIDDEN extern i64 spikedistill_level;
 
 INLINE float load(const void *p, i64 i, int bf16)

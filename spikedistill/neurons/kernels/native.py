@@ -16,7 +16,7 @@ LIBRARY = Path(__file__).with_name("libnative.so")
 ARGS = struct.Struct("=11q14q7d")  # the fields of Args in native.c
 FORWARD, BACKWARD, MOMENTS, POOL, UNPOOL = range(5)
 OUTDATED = "was built for another version of this package"
-LEVELS = {"baseline": 0, "avx2": 1, "avx512": 2}
+LEVELS = {"baseline": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
 
 
 @cache
@@ -29,7 +29,7 @@ def library() -> ctypes.CDLL | None:
         lib.spikedistill_convolve.argtypes, lib.spikedistill_convolve.restype = [ctypes.c_char_p], ctypes.c_int64
         lib.spikedistill_init.restype = ctypes.c_int64
         lib.spikedistill_init.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-        why = OUTDATED if level(lib, "avx512") < 0 else None
+        why = OUTDATED if level(lib) < 0 else None
     except AttributeError:
         why = OUTDATED
     except OSError as e:
@@ -44,7 +44,7 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
-def level(lib: ctypes.CDLL, name: str) -> int:
+def level(lib: ctypes.CDLL, name: str = "avx512_bf16") -> int:
     """Let the kernel use at most these instructions; returns what it takes on this processor, as in LEVELS."""
     return lib.spikedistill_init(parallel(), LEVELS[name], ARGS.size)
 

@@ -22,7 +22,7 @@ SPIKES, FORWARD, WEIGHTS = range(3)
 LANES = 16
 # Share of elements that are not 0 up to which forward and backward pass together gain, measured on Zen 4. Processors
 # with tiles (AMX) multiply bfloat16 several times faster and stay with the dense one, for nobody has measured there.
-LIMITS = {torch.float32: 0.4, torch.bfloat16: -1.0 if torch.cpu._is_amx_tile_supported() else 0.18}
+LIMITS = {torch.float32: 0.4, torch.bfloat16: -1.0 if torch.cpu._is_amx_tile_supported() else 0.32}
 
 
 @contextmanager
