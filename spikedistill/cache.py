@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from spikedistill.core.output import Output
 from spikedistill.core.taps import infer
+from spikedistill.neurons.kernels import sparse
 
 HEAD = 20  # bytes of a record before its tensors
 
@@ -42,6 +43,7 @@ class Cache:
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
 
+    @sparse.limited(-1)  # its choice would make what a sample gives hang on the rest of the batch
     def infer(self, model: nn.Module, x: Tensor, steps: int | None = None, taps: Sequence[str] = ()) -> Output:
         """As `taps.infer`. The model sees the missing samples alone where that changes no bit, else the whole batch."""
         dim = 1 if x.ndim == 5 else 0

@@ -12,7 +12,9 @@ from spikedistill.core.step import Pass
 from spikedistill.core.taps import infer
 from spikedistill.data import Tensors
 from spikedistill.methods import bkd
+from spikedistill.models.layers import Conv2d
 from spikedistill.models.small import small
+from spikedistill.neurons.kernels import sparse
 from tests.methods.toy import toy_student, toy_teacher
 
 PLACES = ["memory", "folder"]
@@ -150,6 +152,16 @@ def test_a_model_whose_samples_depend_on_the_batch_sees_whole_batches():
     model.register_forward_hook(lambda _m, _i, out: calls.append(len(out)))
     cache.infer(model, torch.cat([x[:13], images(3, seed=1)]))
     assert calls == [16]
+
+
+def test_what_a_sample_gives_does_not_hang_on_how_many_spikes_the_others_have(monkeypatch):
+    model, cache = nn.Sequential(Conv2d(16, 16, 3, padding=1), nn.Flatten(2)).eval(), Cache()
+    few = torch.rand(1, 20, 6, 6, 16).lt(0.05).float().movedim(-1, 2)
+    many = torch.cat([few[:, :2], torch.rand(1, 18, 6, 6, 16).movedim(-1, 2)], 1)
+    monkeypatch.setattr(sparse.Convolution, "apply", lambda *_: pytest.fail("a convolution by spikes"))
+    for x in (few, many):
+        cache.infer(model, x)
+    assert cache.hits == 2
 
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)
