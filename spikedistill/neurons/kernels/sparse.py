@@ -53,20 +53,9 @@ def send(op, x, bits, weight, bias, grad, out, shape, binary=False, allowed=0) -
     lib = native.library()
     if lib is None:
         raise RuntimeError("the native kernel was not built")
-    N, C, H, W = shape
+    (N, C, H, W), bf16, threads = shape, weight.dtype == torch.bfloat16, torch.get_num_threads()
     pointers = map(native.pointer, (x, bits, weight, bias, grad, out))
-    sizes = (
-        op,
-        weight.dtype == torch.bfloat16,
-        N,
-        H,
-        W,
-        C,
-        *weight.shape[::2],
-        binary,
-        allowed,
-        torch.get_num_threads(),
-    )
+    sizes = (op, bf16, N, H, W, C, *weight.shape[::2], binary, allowed, threads)
     across = (out if op == WEIGHTS else weight).stride()
     if lib.spikedistill_convolve(ARGS.pack(*pointers, *sizes, *across)):
         raise MemoryError("no memory for the buffers of the native kernel")
