@@ -12,7 +12,7 @@ from setuptools.command.build_ext import build_ext
 
 KERNELS = "spikedistill.neurons.kernels"
 # No -march: the file chooses its instructions at run time. No contraction, no fast maths: spikes are equal to the bit.
-FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
 
 
 class Library(build_ext):
