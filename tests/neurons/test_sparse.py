@@ -141,6 +141,16 @@ def test_bits_are_the_elements_that_are_not_0():
         assert binary and not sparse.spikes(2 * x, kernel_of(16, C, dtype), 1.0)[1]
 
 
+def test_all_of_a_large_input_is_seen():
+    """Several chunks of pixels, of which the first already has spikes; one more spike than allowed is one too many."""
+    x, w = events(40, 16, 16, 16, 0.1), kernel_of(16, 16)
+    count = int(x.count_nonzero())
+    found = sparse.spikes(x, w, (count + 0.5) / x.numel())
+    assert found is not None and sum(int(b).bit_count() for b in found[0].flatten().tolist()) == count
+    assert sparse.spikes(x, w, (count - 0.5) / x.numel()) is None
+    assert error(x, w) < TOLERANCE[torch.float32]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_many_spikes_take_the_dense_convolution(dtype):
     w = kernel_of(32, 32, dtype)
