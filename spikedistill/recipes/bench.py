@@ -445,7 +445,7 @@ def drawn(part: str, rows: list[dict[str, Any]], c: Config) -> list[tables.Table
         return [tables.Table(["type", "LIF ms", "copy ms", "ratio"], cells, title)]
     if part == "convolution":
         cells = [[r["name"], ms(r["dense"]), *(f"{r[f'{s:g}']['ms']:.1f}" for s in SHARES)] for r in rows]
-        limits = " and ".join(f"{v:g} in {str(k).removeprefix('torch.')}" for k, v in sparse.LIMITS.items())
+        limits = " and ".join(f"{v:g} in {k}" for k, v in {r["name"].split()[-1]: r["limit"] for r in rows}.items())
         title = (
             f"Convolutions forward and backward, ms: dense, and by spikes with so many of them; taken up to {limits}"
         )

@@ -8,7 +8,7 @@ eager   plain torch, for everything else
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 
@@ -119,11 +119,12 @@ def norm_neuron(
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """3x3 convolution of [N, C, H, W] with padding 1: by its spikes alone where x has few, see `kernels/sparse.py`."""
-    if not traced(x) and native.takes(x) and x.shape[1] >= sparse.LANES and choose(x) is native:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        maps, kernel = x.to(dtype), weight.to(dtype)
-        if sparse.takes(maps, kernel):
-            return sparse.convolution(maps, kernel, bias)
+    if not traced(x) and native.takes(x) and native.takes(weight):
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            x, weight = x.to(dtype), weight.to(dtype)
+        if sparse.takes(x, weight) and choose(x) is native:
+            return sparse.convolution(x, weight, bias)
     return conv2d(x, weight, bias, padding=1)
 
 

@@ -619,11 +619,11 @@ VERSION(_avx2, AVX2)
 VERSION(_avx512, AVX512)
 #endif
 
-/* gomp: address of GOMP_parallel or null. level: at most baseline (0), AVX2 (1), AVX-512 (2), its bfloat16 (3). size: of the caller's Args.
- * Returns the level taken, or -1 where the caller was made for another version of this file. */
-EXPORT i64 spikedistill_init(void *gomp, i64 level, i64 size)
+/* gomp: address of GOMP_parallel or null. level: at most baseline (0), AVX2 (1), AVX-512 (2), its bfloat16 (3).
+ * size, conv: of the caller's Args and Conv. Returns the level taken, or -1 where the caller was made for another version of this file. */
+EXPORT i64 spikedistill_init(void *gomp, i64 level, i64 size, i64 conv)
 {
-    if (size != (i64)sizeof(Args)) return -1;
+    if (size != (i64)sizeof(Args) || conv != spikedistill_conv) return -1;
     memcpy(&parallel, &gomp, sizeof gomp);
     bodies = bodies_any, spikedistill_level = 0;
 #ifdef X86

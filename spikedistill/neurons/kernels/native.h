@@ -27,8 +27,11 @@ typedef void (*Body)(void *job, i64 chunk, float *scratch);
 /* Runs body for chunks 0 ... count - 1 in the threads of torch. Returns 0, or 1 where no thread found memory. */
 HIDDEN int spikedistill_loop(void *job, Body body, i64 count, i64 threads, size_t floats);
 
-/* At most these instructions: baseline (0), AVX2 (1), AVX-512 (2), its bfloat16 (3); what the processor has not is not taken. */
+/* The instructions taken: baseline (0), AVX2 (1), AVX-512 (2), its bfloat16 (3). */
 HIDDEN extern i64 spikedistill_level;
+
+/* Bytes of the arguments of spikedistill_convolve. */
+HIDDEN extern const i64 spikedistill_conv;
 
 INLINE float load(const void *p, i64 i, int bf16)
 {

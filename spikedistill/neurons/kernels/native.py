@@ -14,6 +14,7 @@ from spikedistill.neurons.kernels.ops import How, Norm, channels_last, empty
 
 LIBRARY = Path(__file__).with_name("libnative.so")
 ARGS = struct.Struct("=11q14q7d")  # the fields of Args in native.c
+CONV = struct.Struct("=6q11q4q")  # the fields of Conv in sparse.c
 FORWARD, BACKWARD, MOMENTS, POOL, UNPOOL = range(5)
 OUTDATED = "was built for another version of this package"
 LEVELS = {"baseline": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
@@ -28,7 +29,7 @@ def library() -> ctypes.CDLL | None:
         lib.spikedistill_run.argtypes, lib.spikedistill_run.restype = [ctypes.c_char_p], ctypes.c_int64
         lib.spikedistill_convolve.argtypes, lib.spikedistill_convolve.restype = [ctypes.c_char_p], ctypes.c_int64
         lib.spikedistill_init.restype = ctypes.c_int64
-        lib.spikedistill_init.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+        lib.spikedistill_init.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3]
         why = OUTDATED if level(lib) < 0 else None
     except AttributeError:
         why = OUTDATED
@@ -46,7 +47,7 @@ def library() -> ctypes.CDLL | None:
 
 def level(lib: ctypes.CDLL, name: str = "avx512_bf16") -> int:
     """Let the kernel use at most these instructions; returns what it takes on this processor, as in LEVELS."""
-    return lib.spikedistill_init(parallel(), LEVELS[name], ARGS.size)
+    return lib.spikedistill_init(parallel(), LEVELS[name], ARGS.size, CONV.size)
 
 
 def parallel() -> int | None:
@@ -104,10 +105,14 @@ def run(op, x, norm, how, steps, need=0, grad=None, out=None, d_weight=None, d_b
 
 def send(*fields: float) -> None:
     """Run the kernel with the fields of Args."""
+    call("spikedistill_run", ARGS.pack(*fields))
+
+
+def call(function: str, args: bytes) -> None:
     lib = library()
     if lib is None:
-        raise RuntimeError("the native neuron kernel was not built")
-    if lib.spikedistill_run(ARGS.pack(*fields)):
+        raise RuntimeError("the native kernel was not built")
+    if getattr(lib, function)(args):
         raise MemoryError("no memory for the buffers of the native kernel")
 
 

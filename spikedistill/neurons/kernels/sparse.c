@@ -38,6 +38,8 @@ typedef struct {  /* 8 bytes a field, in the order of sparse.py */
     i64 across[4];
 } Conv;
 
+const i64 spikedistill_conv = sizeof(Conv);
+
 typedef struct {
     Conv a;
     i64 words, pad, block, dot;

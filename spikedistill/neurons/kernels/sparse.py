@@ -6,7 +6,6 @@ processor alone, never on time, so that a run gives the same numbers again. Sums
 those of the dense one.
 """
 
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,7 +16,6 @@ from torch.nn import functional as F
 
 from spikedistill.neurons.kernels import native
 
-ARGS = struct.Struct("=6q11q4q")  # the fields of Conv in sparse.c
 SPIKES, FORWARD, WEIGHTS = range(3)
 LANES = 16
 # Share of elements that are not 0 up to which forward and backward pass together gain, measured on Zen 4. Processors
@@ -50,15 +48,11 @@ def takes(x: Tensor, weight: Tensor) -> bool:
 
 def send(op, x, bits, weight, bias, grad, out, shape, binary=False, allowed=0) -> None:
     """Run the kernel with the fields of Conv; `shape` is that of x."""
-    lib = native.library()
-    if lib is None:
-        raise RuntimeError("the native kernel was not built")
     (N, C, H, W), bf16, threads = shape, weight.dtype == torch.bfloat16, torch.get_num_threads()
     pointers = map(native.pointer, (x, bits, weight, bias, grad, out))
     sizes = (op, bf16, N, H, W, C, *weight.shape[::2], binary, allowed, threads)
     across = (out if op == WEIGHTS else weight).stride()
-    if lib.spikedistill_convolve(ARGS.pack(*pointers, *sizes, *across)):
-        raise MemoryError("no memory for the buffers of the native kernel")
+    native.call("spikedistill_convolve", native.CONV.pack(*pointers, *sizes, *across))
 
 
 def spikes(x: Tensor, weight: Tensor, limit: float) -> tuple[Tensor, bool] | None:
