@@ -23,10 +23,6 @@ def list_(kind: Literal["methods", "models", "data", "recipes"] | None = None, *
 
     markdown: methods as the table of docs/methods.md: what each needs, and what it goes with.
     """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     if markdown:
         if kind != "methods":
             raise SpecError(["--markdown is for methods: spikedistill list methods --markdown"])
@@ -34,19 +30,34 @@ def list_(kind: Literal["methods", "models", "data", "recipes"] | None = None, *
 
         return print(page(), end="")
     for name in [kind] if kind else KINDS:
-        heads = ["name", "year", "paper", "evidence", "what it is"] if name == "methods" else ["name", "what it is"]
-        table = Table(*heads, title=name, title_justify="left", box=None, pad_edge=False)
-        for entry, text in catalogue(name).items():
-            table.add_row(entry, *map(escape, _paper(entry) if name == "methods" else ()), text)
-        Console().print(table)
+        heads = ["name", "paper", "evidence", "what it is"] if name == "methods" else ["name", "what it is"]
+        entries = catalogue(name).items()
+        show_table(name, heads, [(n, *(_paper(n) if name == "methods" else ()), text) for n, text in entries])
 
 
-def _paper(method: str) -> tuple[str, str, str]:
-    """Year, paper and evidence level."""
+def _paper(method: str) -> tuple[str, str]:
+    """Authors, year and the paper's address as short as the field writes it; evidence level."""
     from spikedistill.catalogue import card
 
     about = card(things("methods")[method])
-    return about.year, about.paper, about.evidence
+    paper = about.paper.replace("https://arxiv.org/abs/", "arXiv:")
+    paper = paper.replace("https://openreview.net/forum?id=", "openreview:")
+    return paper.replace(",", f" {about.year},", 1), about.evidence
+
+
+def show_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: only words of the last column are ever cut, and a file or pipe gets a line a row."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), box=None, padding=(0, 2, 0, 0), title_justify="left")
+    for column in list(zip(heads, *rows))[:-1]:
+        table.add_column(escape(column[0]), min_width=max(len(word) for cell in column for word in cell.split()))
+    table.add_column(heads[-1], overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
 
 
 def catalogue(kind: str) -> dict[str, str]:
@@ -161,18 +172,11 @@ def _shown(default: Any) -> str:
 
 
 def table_of(title: str, rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     if not rows:
         print("It has no settings.")
         return
     heads = ("default", "meaning") if len(rows[0]) == 3 else ("type", "default", "meaning")
-    table = Table(title[:-1], *heads, box=None, pad_edge=False, title_justify="left")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console().print(table)
+    show_table("", [title[:-1], *heads], rows)
 
 
 @app.command(help_flags=[])

@@ -88,8 +88,16 @@ def test_our_rows_are_those_of_the_results(tmp_path, monkeypatch, capsys):
     assert "Evidence: code" in out and "wsld tau^2" in out and "share of channels dropped" in out
 
 
-def test_list_shows_year_paper_and_evidence(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "250")
-    cli.list_("methods")
+def test_list_shows_year_paper_and_evidence(capsys):
+    cli.list_("methods")  # not a terminal: a line for each
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("bkd "))
-    assert "2024" in line and "2407.09083" in line and " code " in line and "Blurred" in line
+    assert "Xu et al. 2024, arXiv:2407.09083" in line and " code " in line and line.rstrip().endswith("dropped.")
+
+
+def test_a_narrow_terminal_cuts_no_name(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    cli.list_("methods")
+    words = capsys.readouterr().out.split()
+    assert set(METHODS) | {"arXiv:2407.09083", "openreview:kKLnXRCd20", "reconstruction"} <= set(words)
+    assert {"(BKDSNN):", "(SAMD),", "channels"} <= set(words)
