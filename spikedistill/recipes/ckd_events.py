@@ -73,6 +73,8 @@ class Config(BaseModel):
     """Highest learning rate of the students."""
     teacher_lr: Annotated[float, Field(gt=0)] = 5e-3
     """That of the teacher."""
+    teacher_epochs: Annotated[int, Field(ge=1)] | None = None
+    """Epochs of the teacher, where not those of the students."""
     seeds: list[Annotated[int, Field(ge=0)]] = [0, 1, 2]
     """Students of each; the teacher is trained once, with the first."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
@@ -173,7 +175,8 @@ def run(c: Config) -> list[dict[str, Any]]:
 
 def on_images(c: Config, data: Any) -> dict[str, Any]:
     """The teacher's run. Where classes are dropped its data have no name, but all that they depend on is recorded."""
-    settings = {name: getattr(c, name) for name in ("epochs", "batch", "precision", "progress")}
+    settings = {name: getattr(c, name) for name in ("batch", "precision", "progress")}
+    settings["epochs"] = c.teacher_epochs or c.epochs
     settings |= {"student": c.teacher, "lr": c.teacher_lr, "seed": c.seeds[0], "augment": c.teacher_augment}
     if c.pair_classes == "all":
         return settings | {"data": paired(c)["pair"], "root": c.pair_root, "size": c.pair_size}
