@@ -7,7 +7,7 @@ images -> logits [B, 10]. Values differ between libraries (surrogates, leaks); t
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from spikedistill.models.layers import AvgPool2d, over_space, spiking_conv
 from spikedistill.neurons import make
 from spikedistill.neurons.kernels import sparse
 
+Found = TypeVar("Found")
 WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256)  # 0: a 2x2 average pool
 STAGES = ((1, 3), (3, 6), (6, 8))  # of these layers, after the first
 
@@ -59,14 +60,22 @@ class Alone(nn.Module):
         return cast(Tensor, _Cut.apply(x.new_zeros(len(x), 10), self.grads, *maps))
 
     def _watch(self, x: Tensor) -> None:
-        def note(conv: Any, given: tuple[Tensor]) -> None:
-            self.work.append((conv, given[0].detach(), given[0].requires_grad))
-
-        hooks = [m.register_forward_pre_hook(note) for m in self.model.modules() if isinstance(m, nn.Conv2d)]
         with torch.enable_grad():
-            self.model(x)
-        for hook in hooks:
-            hook.remove()
+            self.work = reads(self.model, lambda: self.model(x), lambda conv, m: (conv, m.detach(), m.requires_grad))
+
+
+def reads(model: nn.Module, run: Callable[[], Any], note: Callable[[nn.Conv2d, Tensor], Found]) -> list[Found]:
+    """Call `run`, and `note` with each convolution of the model and what it reads, in their order."""
+    found = list[Found]()
+
+    def hook(conv: Any, given: tuple[Tensor]) -> None:
+        found.append(note(conv, given[0]))
+
+    hooks = [m.register_forward_pre_hook(hook) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    run()
+    for handle in hooks:
+        handle.remove()
+    return found
 
 
 class _Cut(torch.autograd.Function):

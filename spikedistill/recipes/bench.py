@@ -171,16 +171,7 @@ def settle(net: nn.Module, x: Tensor) -> None:
 
 def shares(net: nn.Module, run: Callable[[], Any]) -> list[float]:
     """Of what each convolution reads, the share that is not 0; without the first, which reads images."""
-    found = list[float]()
-
-    def note(conv: Any, given: tuple[Tensor]) -> None:
-        found.append(float((given[0] != 0).float().mean()))
-
-    hooks = [m.register_forward_pre_hook(note) for m in net.modules() if isinstance(m, nn.Conv2d)]
-    run()
-    for hook in hooks:
-        hook.remove()
-    return found[1:]
+    return networks.reads(net, run, lambda _, x: float((x != 0).float().mean()))[1:]
 
 
 def network_table(part: str, c: Config) -> list[dict[str, Any]]:
