@@ -12,7 +12,7 @@ from spikedistill.spec import SpecError
 
 
 def wide(x: Tensor) -> Tensor:
-    """At least float32, so that sums of bf16 features are exact enough."""
+    """At least float32: sums of bf16 features, and a softmax of bf16 logits, are off by percents."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -21,8 +21,8 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float) -> Tensor:  # [B, C], 
 
     Hinton, Vinyals, Dean 2015, arXiv:1503.02531, sec. 2.
     """
-    log_s = F.log_softmax(student / tau, -1)
-    log_t = F.log_softmax(teacher.detach() / tau, -1)
+    log_s = F.log_softmax(wide(student) / tau, -1)
+    log_t = F.log_softmax(wide(teacher.detach()) / tau, -1)
     return tau**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
@@ -33,7 +33,7 @@ def kd_per_step(student: Tensor, teacher: Tensor, tau: float) -> Tensor:  # [T, 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:  # [B, C], [B] or [B, C] -> [B]
     """-sum_k y_k log softmax(z)_k for each sample. Labels [B] and their one-hot rows [B, C] give the same value."""
-    return F.cross_entropy(logits, target, reduction="none")
+    return F.cross_entropy(wide(logits), target, reduction="none")
 
 
 def matched(teacher: Tensor, student: Tensor, resize: bool, who: str) -> Tensor:  # [B, C_t, h, w], [B, C_s, H, W]
@@ -85,6 +85,7 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:  # [T, B, ...], [T, B, ...] -> [
 
 def step_losses(z: Tensor, y: Tensor, lam: float, phi: float) -> Tensor:  # [T, B, C], [B] or [B, C] -> [T]
     """(1 - lam) CE(z[t], y) + lam mean( (z[t] - phi)^2 ) at every time step (TET), each a mean over the batch."""
+    z = wide(z)
     ce = torch.stack([F.cross_entropy(step, y) for step in z])
     return (1 - lam) * ce + lam * (z - phi).square().mean((1, 2))
 

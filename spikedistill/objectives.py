@@ -76,7 +76,7 @@ class Head(nn.Module):
     def forward(self, step: Step) -> Tensor:  # -> [T, B, classes]
         x = step[self.s].taps[self.tap]
         x = F.adaptive_avg_pool2d(x.flatten(0, 1), self.grid).unflatten(0, x.shape[:2])
-        return self.linear(x.flatten(2))
+        return wide(self.linear(x.flatten(2)))
 
 
 class StepWeights(nn.Module):

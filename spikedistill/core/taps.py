@@ -30,7 +30,8 @@ def call(model: nn.Module, x: Tensor, steps: int | None = None, taps: Sequence[s
     """Run a model and collect taps.
 
     `steps` is passed on where it is given, so a model without time needs no such argument. Logits may be [B, C] (an
-    ANN, T = 1) or [T, B, C]. A tap may be [T, B, ...], merged [T*B, ...] or without time [B, ...]; all come time first.
+    ANN, T = 1) or [T, B, C], and come as float32 at least. A tap may be [T, B, ...], merged [T*B, ...] or without time
+    [B, ...]; all come time first.
     Raises TapError for an unknown tap, or one that fired not once but never or several times.
     """
     check_taps(model, taps)
@@ -45,6 +46,7 @@ def call(model: nn.Module, x: Tensor, steps: int | None = None, taps: Sequence[s
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"{type(model).__name__} must return logits [B, C] or [T, B, C], it returned {got}")
     logits = logits[None] if logits.ndim == 2 else logits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a softmax of bfloat16 is off by percents
     out = {}
     for tap, seen in caught.items():
         if len(seen) != 1 or not isinstance(seen[0], Tensor):

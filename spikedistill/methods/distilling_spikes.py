@@ -53,7 +53,8 @@ def windows(spikes: Tensor, window: int, stride: int, steps: int) -> Tensor:  # 
     start = torch.arange(0, steps - window + 1, stride, **how)[:, None]
     edge = torch.arange(len(spikes) + 1, **how) * steps / len(spikes)
     overlap = (torch.minimum(start + window, edge[1:]) - torch.maximum(start, edge[:-1])).clamp_min(0)
-    return torch.einsum("nt,t...->n...", overlap, wide(spikes)) / window
+    with torch.autocast(spikes.device.type, enabled=False):  # which would multiply in bfloat16
+        return torch.einsum("nt,t...->n...", overlap, wide(spikes)) / window
 
 
 def default_window(steps: int) -> int:

@@ -98,7 +98,7 @@ class Exit(nn.Module):
         for conv, norm, neuron in zip(self.convs, self.norms, self.neurons):
             x = neuron(norm(conv(x.flatten(0, 1))).unflatten(0, x.shape[:2]))
         f = x.mean((-2, -1))
-        return self.head(f), f
+        return wide(self.head(f)), f
 
 
 def label_loss(z: Tensor, y: Tensor) -> Tensor:  # [exits, B, C], [B] or [B, C] -> []

@@ -25,7 +25,7 @@ from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan
 from spikedistill.core.step import Batch, Objective, Pass, Step
 from spikedistill.core.taps import published
-from spikedistill.functional import classes_of, kd_loss
+from spikedistill.functional import classes_of, kd_loss, wide
 from spikedistill.neurons import Neuron
 from spikedistill.objectives import CE, Head
 from spikedistill.spec import Count, NonNegative, Positive, SpecError
@@ -61,7 +61,7 @@ class WeakConv(Head):
     def forward(self, step: Step) -> Tensor:
         x = step[self.s].taps[self.tap]
         x = self.neuron(self.norm(self.conv(x.flatten(0, 1))).unflatten(0, x.shape[:2]))
-        return self.linear(x.mean((-2, -1)))
+        return wide(self.linear(x.mean((-2, -1))))
 
 
 class Temporal(nn.Module):
