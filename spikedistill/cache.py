@@ -95,17 +95,29 @@ class Cache:
         self.full = True
 
     def fingerprint(self, model: nn.Module) -> str:
-        """Class, settings and weights of a model; hashed again when a weight was written to."""
+        """Class, settings (plain attributes of every module) and weights; hashed again when a weight was written to."""
         tensors = [*model.parameters(), *model.buffers()]
         now = [(t.data_ptr(), t._version) for t in tensors]
         before = self.prints.get(id(model))
         if before is None or before[1] != now:
             digest = blake2b(f"{type(model).__module__} {model!r}".encode(), digest_size=16)
+            for name, module in model.named_modules():  # what a repr does not show
+                own = sorted((k, v) for k, v in vars(module).items() if k[0] != "_" and k != "training" and plain(v))
+                digest.update(f"{name} {own!r}".encode())
             for name, t in [*model.named_parameters(), *model.named_buffers()]:
                 digest.update(f"{name} {t.dtype} {[*t.shape]}".encode())
                 digest.update(raw(t[None])[0])
             before = self.prints[id(model)] = model, now, digest.hexdigest()
         return before[2]
+
+
+def plain(value: Any) -> bool:
+    """Whether it is numbers and text alone, which look the same in every process."""
+    if isinstance(value, dict):
+        return all(map(plain, [*value, *value.values()]))
+    if isinstance(value, (list, tuple)):
+        return all(map(plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
 
 
 class Table:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spikedistill.core.step import Batch
 from spikedistill.core.taps import TapError, published
 from spikedistill.neurons import Neuron
 from spikedistill.spec import SpecError
@@ -112,6 +113,22 @@ def stream(batch: Mapping[str, Tensor], name: str, who: str) -> Tensor:
         what = "images of the classes of the events: data.Pairs(events, images), --pair on the command line"
         raise ValueError(f"{who}: the batch has {', '.join(batch)} and no '{name}': it needs {what}")
     return batch[name]
+
+
+def replace_source(batch: Batch, share: float, who: str = "replacement") -> Batch:
+    """The batch with samples of "source" `replaced` by those of "x"; "swapped" [B] says which.
+
+    Raises ValueError, beginning with `who`, where there is no "source" or another method has replaced it already.
+    """
+    if "swapped" in batch:
+        raise ValueError(f"{who}: the images of this batch are replaced already: take one of the two methods")
+    source, swapped = replaced(stream(batch, "source", who), batch["x"], share)
+    return batch | {"source": source, "swapped": swapped}
+
+
+def mean_square(student: Tensor, teacher: Tensor) -> Tensor:  # same shape twice -> []
+    """Mean square difference over all elements; the teacher gets no gradient."""
+    return (wide(student) - wide(teacher.detach())).square().mean()
 
 
 def classes_of(model: nn.Module, classes: int | None, who: str) -> int:

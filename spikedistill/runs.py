@@ -41,6 +41,7 @@ def open_run(
     Raises SpecError, touching nothing, for a folder with another config or with foreign files, one that cannot be
     written, or a disk that is nearly full. `overwrite` removes what a run left there, and no other file.
     """
+    config = json.loads(json.dumps(config))  # as it is read back: a tuple is a list there
     try:
         if overwrite and (out / "config.json").exists():
             for name in FILES:
@@ -153,7 +154,8 @@ def save(model: nn.Module, path: Path, **about: Any) -> None:
 
     spec = getattr(model, "spec", None)
     info = {"format": FORMAT, "spikedistill": metadata.version("spikedistill"), "spec": spec} | about
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    # clones, because safetensors refuses tensors that share memory, such as one that has two names
+    tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, {"spikedistill": json.dumps(info)})
     os.replace(temporary, path)

@@ -12,6 +12,7 @@ from spikedistill.core.step import Pass
 from spikedistill.core.taps import infer
 from spikedistill.data import Tensors
 from spikedistill.methods import bkd
+from spikedistill.models.foreign import Foreign
 from spikedistill.models.layers import Conv2d
 from spikedistill.models.small import small
 from spikedistill.neurons.kernels import sparse
@@ -93,6 +94,24 @@ def test_another_pass_is_not_found(place):
     assert torch.equal(cache.infer(model, x).logits, infer(model, x).logits) and cache.hits == 0
     with torch.no_grad():
         model.head.weight -= 1
+
+
+def test_settings_that_a_repr_does_not_show_tell_models_apart(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self, by, at=("a", 1)):
+            super().__init__()
+            self.net_of, self.by, self.at = net(), by, at
+
+        def forward(self, x):
+            return self.net_of(x) * self.by
+
+    x = images()
+    for model in (Scaled(1), Scaled(2), Scaled(1, ("a", 2)), Foreign(net(), size=6), Foreign(net(), size=12)):
+        cache = Cache(tmp_path)
+        assert torch.equal(cache.infer(model, x).logits, infer(model, x).logits) and cache.hits == 0
+    again = Cache(tmp_path)
+    again.infer(Scaled(2), x)
+    assert again.hits == len(x)
 
 
 @pytest.mark.parametrize("damage", ["cut", "cut in the head", "head", "middle", "gone"])

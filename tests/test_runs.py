@@ -42,6 +42,24 @@ def test_a_module_of_your_own_is_filled(tmp_path):
         spikedistill.load(tmp_path, torch.nn.Sequential(torch.nn.Linear(3, 2)))
 
 
+def test_a_tensor_of_two_names_is_written_twice(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3))
+    net.head, net.tied = net[0], torch.nn.Linear(3, 3)
+    net.tied.weight = net[0].weight
+    net.register_buffer("part", net[0].weight.detach()[0])
+    runs.save(net, tmp_path / "student.safetensors")
+    kept = load_file(tmp_path / "student.safetensors")
+    assert set(kept) == set(net.state_dict()) and torch.equal(kept["part"], net[0].weight[0])
+    assert torch.equal(spikedistill.load(tmp_path, net).tied.weight, kept["0.weight"])
+
+
+def test_settings_given_as_tuples_are_the_same_settings(tmp_path):
+    assert runs.open_run(tmp_path / "run", {"kdsnn": {"taps": ("a", "b")}}) is None
+    assert runs.open_run(tmp_path / "run", {"kdsnn": {"taps": ("a", "b")}}) is None
+    with pytest.raises(SpecError, match="other settings"):
+        runs.open_run(tmp_path / "run", {"kdsnn": {"taps": ("a", "c")}})
+
+
 def test_files_that_are_not_ours(folder, tmp_path_factory):
     path, _ = folder
     other = tmp_path_factory.mktemp("other")

@@ -29,6 +29,7 @@ def evaluate(
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     source = data.epoch(0, rank=rank, world=world) if hasattr(data, "epoch") else data
+    exact = torch.float32 if device.type == "mps" else torch.float64  # which has no other
     totals: torch.Tensor | None = None
     for batch in source:
         x, y = batch[stream].to(device), batch["y"].to(device)
@@ -39,11 +40,10 @@ def evaluate(
                 logits = infer(model, x, steps).logits
         else:
             logits = infer(model, x, steps).logits
-        logits = logits.float()
         running = logits.cumsum(0) / torch.arange(1, len(logits) + 1, device=device).view(-1, 1, 1)
-        right = (running.argmax(-1) == y).sum(1).double()
-        loss = F.cross_entropy(running[-1], y, reduction="sum").double()
-        counts = torch.cat([right, torch.stack([loss, torch.tensor(len(y), dtype=torch.float64, device=device)])])
+        right = (running.argmax(-1) == y).sum(1)
+        loss = F.cross_entropy(running[-1], y, reduction="sum")
+        counts = torch.cat([right, loss[None], loss.new_full((1,), len(y))]).to(exact)
         totals = counts if totals is None else totals + counts
     if totals is None:
         raise ValueError("there is nothing to evaluate on: the data are empty")

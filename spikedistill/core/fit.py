@@ -81,6 +81,8 @@ class Trainee(nn.Module):
                     raise ValueError(f"term '{term}' taps pass '{name}': there are {', '.join(self.passes)}")
                 check_taps(self.passes[name].model, taps, f"pass '{name}', asked by term '{term}',")
                 self.taps[name] += [t for t in taps if t not in self.taps[name]]
+        if self.loss and not any(callable(weight) or weight for weight, _ in self.loss.values()):
+            raise ValueError(f"the weight of every term is 0 ({', '.join(self.loss)}): nothing would be trained")
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """One batch -> total loss and its parts, weighted; "accuracy" is that of the first trained pass."""
@@ -117,10 +119,13 @@ class Passes(Mapping[str, Output]):
         if name not in self.done:
             p = self.trainee.passes[name]
             if p.x not in self.batch:
-                raise KeyError(f"pass '{name}' reads stream '{p.x}': the batch has {', '.join(self.batch)}")
+                raise ValueError(f"pass '{name}' reads stream '{p.x}': the batch has {', '.join(self.batch)}")
             run = call if p.grad else p.cache.infer if p.cache else infer
             self.done[name] = run(p.model, self.batch[p.x], p.steps, self.trainee.taps[name])
         return self.done[name]
+
+    def __contains__(self, name: object) -> bool:  # without running it
+        return name in self.trainee.passes
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.trainee.passes)
@@ -143,6 +148,8 @@ def batches_of(data: Iterable[Batch], epoch: int, start: int, rank: int, world: 
 
 
 def _batches(data: Iterable[Batch], world: int) -> int:
+    if isinstance(data, Iterator):
+        raise TrainingError("the training data can be read once only: give a list, or an object with __iter__")
     if hasattr(data, "batches"):
         return data.batches(world)
     return len(data) if isinstance(data, Sized) else sum(1 for _ in data)
@@ -186,7 +193,9 @@ def fit(
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     raw = Trainee(stage)
     for module in (*raw.models.values(), *raw.objectives.values(), *raw.frozen):
-        module.to(device=fabric.device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+        for tensor in (*module.to(fabric.device).parameters(), *module.buffers()):
+            if tensor.ndim == 4:  # `module.to(memory_format=...)` would refuse five axes
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     base = stage.optim(parameter_groups(raw))
     for group in base.param_groups:
         group["initial_lr"] = group["lr"]
@@ -267,9 +276,9 @@ def fit(
                 torch.manual_seed(_mix(stage.seed, epoch * per_epoch + number, rank))
                 with fabric.no_backward_sync(trainee, enabled=not whole):
                     total, parts = trainee(batch, done)
-                    # read one step late, so that a GPU is never waited for
+                    # one step late, when the GPU has the next one to work on
                     _account(now["sums"], pending, epoch, out)
-                    pending = number, parts | {"loss": total.detach()}
+                    pending = number, _read_later(parts | {"loss": total.detach()})
                     fabric.backward(total / share)
                 if whole:
                     for group in base.param_groups:
@@ -287,12 +296,14 @@ def fit(
                 bar.update(epoch, number + 1, now["sums"], seen, size)
                 if whole and not last and time.perf_counter() - saved > save_every:
                     _account(now["sums"], pending, epoch, out)
+                    _finite(raw, epoch, out)
                     pending = None
                     now |= {"batch": number + 1} | spent()
                     save()
                     saved = time.perf_counter()
             _account(now["sums"], pending, epoch, out)
             _agree(raw, fabric)
+            _finite(raw, epoch, out)
             count = now["sums"].pop("steps")
             line = {"epoch": epoch} | {k: v / count for k, v in now["sums"].items()}
             line |= {"lr": base.param_groups[0]["lr"], "images_per_second": seen / (time.perf_counter() - began)}
@@ -305,6 +316,7 @@ def fit(
                 p = raw.passes[student]
                 measured = evaluate(kept[student], stage.valid, p.steps, stream=p.x, fabric=fabric)
                 line |= {"valid_accuracy": measured["accuracy"], "valid_loss": measured["loss"]}
+                _refuse({"valid_loss": measured["loss"]}, f"epoch {epoch + 1}", out)
             score = line.get("valid_accuracy") if stage.select == "best" else None
             previous = now["history"][now["best"]].get("valid_accuracy") if now["best"] is not None else None
             if score is None or previous is None or score > previous:
@@ -338,22 +350,49 @@ def _mix(seed: int, step: int, rank: int) -> int:
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63
 
 
-Parts = tuple[int, dict[str, Tensor]]
+Parts = tuple[int, Callable[[], dict[str, float]]]
+
+
+def _read_later(parts: dict[str, Tensor]) -> Callable[[], dict[str, float]]:
+    """Numbers of a step. A GPU sends them when it has them, so that reading waits for nothing queued after them."""
+    if not next(iter(parts.values())).is_cuda:
+        return lambda: {k: v.item() for k, v in parts.items()}
+    sent = torch.empty(len(parts), dtype=torch.float64, pin_memory=True)
+    sent.copy_(torch.stack([v.double() for v in parts.values()]), non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+
+    def read() -> dict[str, float]:
+        event.synchronize()
+        return dict(zip(parts, sent.tolist()))
+
+    return read
 
 
 def _account(sums: dict[str, float], pending: Parts | None, epoch: int, out: Path | None) -> None:
     """Add the parts of one step to the sums of its epoch. Raises TrainingError where one is not finite."""
     if pending is None:
         return
-    number, parts = pending
-    values = {k: v.item() for k, v in parts.items()}
-    if bad := [f"{k} = {v}" for k, v in values.items() if not abs(v) < float("inf")]:
-        where = f"epoch {epoch + 1}, step {number + 1}: {', '.join(bad)}"
-        kept = f"; the last good checkpoint is {out / 'checkpoint.pt'}" if out else ""
-        raise TrainingError(f"{where}. The usual cause is a learning rate or weight that is too high{kept}")
+    number, read = pending
+    values = read()
+    _refuse(values, f"epoch {epoch + 1}, step {number + 1}", out)
     for k, v in values.items():
         sums[k] = sums.get(k, 0.0) + v
     sums["steps"] = sums.get("steps", 0) + 1
+
+
+def _refuse(values: Mapping[str, float], where: str, out: Path | None) -> None:
+    """Raise TrainingError where one is not finite."""
+    if bad := [f"{k} = {v}" for k, v in values.items() if not abs(v) < float("inf")]:
+        kept = out and (out / "checkpoint.pt").exists() and f"; the last good checkpoint is {out / 'checkpoint.pt'}"
+        cause = "The usual cause is a learning rate or weight that is too high"
+        raise TrainingError(f"{where}: {', '.join(bad[:3])}. {cause}{kept or ''}")
+
+
+def _finite(module: nn.Module, epoch: int, out: Path | None) -> None:
+    """The same for the weights, before they are kept: a finite loss may have a gradient that is not."""
+    sums = {name: float(p.detach().abs().amax()) for name, p in module.named_parameters() if p.numel()}
+    _refuse(sums, f"after an update in epoch {epoch + 1}", out)
 
 
 def _ema(models: nn.ModuleDict, decay: float) -> Any:

@@ -14,10 +14,15 @@ class Output:
     taps: Mapping[str, Tensor] = field(default_factory=dict)
 
     def at(self, t: slice) -> "Output":
-        """A slice of time. What has T = 1 while the logits have more is the same at every step and stays."""
+        """A slice of time. What has T = 1 while the logits have more is the same at every step and stays.
+
+        Raises ValueError where the slice begins after the last step.
+        """
         steps = len(self.logits)
         if steps == 1:
             return self
+        if t.start is not None and t.start >= steps:
+            raise ValueError(f"there is no time step {t.start + 1}, the output has {steps}")
         return Output(self.logits[t], {k: x[t] if len(x) == steps else x for k, x in self.taps.items()})
 
 

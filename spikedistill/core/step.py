@@ -1,6 +1,6 @@
 """One training step as a table: passes of models over streams of the batch, and what objectives may look at."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -48,10 +48,9 @@ class Step:
     progress: float = 0.0
 
     def __getitem__(self, name: str) -> Output:
-        try:
-            return self.passes[name]
-        except KeyError:
-            raise KeyError(f"no pass '{name}' in this step: there are {', '.join(self.passes)}") from None
+        if name not in self.passes:
+            raise KeyError(f"no pass '{name}' in this step: there are {', '.join(self.passes)}")
+        return self.passes[name]
 
     @property
     def student(self) -> Output:
@@ -63,7 +62,27 @@ class Step:
 
     def at(self, t: slice) -> "Step":
         """A slice of time of every pass (those with T = 1 stay whole)."""
-        return replace(self, passes={name: out.at(t) for name, out in self.passes.items()})
+        return replace(self, passes=Sliced(self.passes, t))
+
+
+@dataclass(frozen=True)
+class Sliced(Mapping[str, Output]):
+    """Outputs at some time steps, each cut when it is looked at: a pass that nobody looks at need not run."""
+
+    whole: Mapping[str, Output]
+    t: slice
+
+    def __getitem__(self, name: str) -> Output:
+        return self.whole[name].at(self.t)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.whole
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.whole)
+
+    def __len__(self) -> int:
+        return len(self.whole)
 
 
 Objective = Callable[[Step], Tensor]

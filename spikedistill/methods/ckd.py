@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan
 from spikedistill.core.schedule import Schedule, power
-from spikedistill.core.step import Batch, Pass, Step
+from spikedistill.core.step import Pass, Step
 from spikedistill.core.taps import published
-from spikedistill.functional import classes_of, potential, replaced, stream
+from spikedistill.functional import classes_of, potential, replace_source
 from spikedistill.objectives import Alignment, Head, StepLabels, StepWeights
 from spikedistill.spec import Count, NonNegative, Positive, Share, SpecError
 
@@ -53,12 +53,6 @@ def guidance_loss(
         log_s, log_t = F.log_softmax(student / tau, -1), F.log_softmax(teacher / tau, -1)
         each = tau**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1).mean(0)
     return each.mean() if keep is None else (each * keep).sum() / keep.sum().clamp_min(1)
-
-
-def replace_source(batch: Batch, share: float) -> Batch:
-    """The hybrid stream: samples of "source" swapped for those of "x", "swapped" [B] says which."""
-    source, swapped = replaced(stream(batch, "source", "ckd"), batch["x"], share)
-    return batch | {"source": source, "swapped": swapped}
 
 
 class CKD(nn.Module):
@@ -146,5 +140,5 @@ def ckd(
             "ckd_align": (align, Alignment(feature, weights)),
             "ckd": (lambda p: weight * w(p), CKD(head, tau, divergence, kd_per_step, mask_replaced)),
         },
-        prepare=lambda batch, progress: replace_source(batch, chance(progress)),
+        prepare=lambda batch, progress: replace_source(batch, chance(progress), "ckd"),
     )

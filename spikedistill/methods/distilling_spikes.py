@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan
 from spikedistill.core.step import Pass, Step
-from spikedistill.functional import kd_loss, wide
+from spikedistill.functional import kd_loss, mean_square, wide
 from spikedistill.objectives import CE, KD
 from spikedistill.spec import Count, NonNegative, Positive, Share
 
@@ -39,7 +39,7 @@ def full_loss(student: Tensor, teacher: Tensor) -> Tensor:  # [T, B, C], [T, B, 
     if len(student) != len(teacher):
         steps = f"the student has {len(student)} time steps, the teacher {len(teacher)}"
         raise ValueError(f"distilling_spikes: {steps}; whole trains need equal ones, use sliding or soft with full=0")
-    return (wide(student) - wide(teacher.detach())).square().mean()
+    return mean_square(student, teacher)
 
 
 def windows(spikes: Tensor, window: int, stride: int, steps: int) -> Tensor:  # [T, B, C] -> [N, B, C]

@@ -13,7 +13,7 @@ from torch import nn
 
 from spikedistill.core.plan import Plan
 from spikedistill.core.step import Pass
-from spikedistill.objectives import CE, KD, PerStep
+from spikedistill.objectives import CE, KD, KDPerStep
 from spikedistill.spec import NonNegative, Positive
 
 
@@ -31,7 +31,7 @@ def kd(
     tau: temperature.  weight: of the distillation term.  ce: weight of the labels; ce=0.1, weight=0.9 is the usual mix.
     per_step: compare the teacher with every time step instead of with the time mean.
     """
-    soft = PerStep(KD(tau)) if per_step else KD(tau)
+    soft = KDPerStep(tau) if per_step else KD(tau)
     return Plan(
         {"student": Pass(student, grad=True), "teacher": Pass(teacher)},
         {"ce": (ce, CE()), "kd": (weight, soft)},

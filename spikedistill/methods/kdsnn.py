@@ -32,7 +32,7 @@ from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan
 from spikedistill.core.step import Pass, Step
 from spikedistill.core.taps import published
-from spikedistill.functional import matched, paired, wide
+from spikedistill.functional import matched, mean_square, paired, wide
 from spikedistill.objectives import CE, KD
 from spikedistill.spec import NonNegative, Positive, Share, SpecError
 
@@ -50,10 +50,6 @@ def partial_distance(s: Tensor, t: Tensor) -> Tensor:  # [B, C, H, W], [B, C, H,
     """Squared error, but none where the student is at or below a teacher that is not positive. Sum over a sample."""
     s, t = wide(s), wide(t.detach())
     return torch.where((s <= t) & (t <= 0), 0.0, (s - t).square()).sum() / len(s)
-
-
-def mean_square(s: Tensor, t: Tensor) -> Tensor:  # [B, C, H, W], [B, C, H, W] -> []
-    return (wide(s) - wide(t.detach())).square().mean()
 
 
 class MarginReLU(nn.Module):

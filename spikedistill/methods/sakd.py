@@ -33,7 +33,7 @@ from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan
 from spikedistill.core.schedule import Schedule
 from spikedistill.core.step import Pass, Step
-from spikedistill.functional import matched, paired, wide
+from spikedistill.functional import matched, mean_square, paired
 from spikedistill.objectives import CE, KD
 from spikedistill.spec import Count, NonNegative, Positive, Share, SpecError
 
@@ -64,11 +64,6 @@ def start_from(student: nn.Module, teacher: nn.Module, init: Init = "same") -> l
     return fits
 
 
-def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:  # [B, C, H, W], [B, C, H, W] -> []
-    """Mean square difference over all elements."""
-    return (wide(student) - wide(teacher.detach())).square().mean()
-
-
 def early_then(share: float, high: float = 10.0, low: float = 0.01) -> Schedule:
     """`high` over the first `share` of training, then `low`."""
     return lambda p: high if p < share else low
@@ -81,7 +76,7 @@ def burst(epochs: int, updates: int, first: int = 11, high: float = 10.0, low: f
 
 
 class Stages(nn.Module):
-    """`feature_loss` of pairs of taps, summed over pairs. dims: channels of student and teacher, for each pair."""
+    """`mean_square` of pairs of taps, summed over pairs. dims: channels of student and teacher, for each pair."""
 
     def __init__(
         self,
@@ -101,7 +96,7 @@ class Stages(nn.Module):
         losses = []
         for s, t, phi in zip(*self.taps.values(), self.transform):
             x = phi(rate(step.student.taps[s]))
-            losses.append(feature_loss(x, matched(rate(step.teacher.taps[t]), x, self.resize, "sakd")))
+            losses.append(mean_square(x, matched(rate(step.teacher.taps[t]), x, self.resize, "sakd")))
         return torch.stack(losses).sum()
 
 

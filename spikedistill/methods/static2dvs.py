@@ -23,17 +23,11 @@ from torch import nn
 
 from spikedistill.core.plan import Plan
 from spikedistill.core.schedule import Schedule, power
-from spikedistill.core.step import Batch, Pass
+from spikedistill.core.step import Pass
 from spikedistill.core.taps import published
-from spikedistill.functional import classes_of, potential, replaced, stream
+from spikedistill.functional import classes_of, potential, replace_source
 from spikedistill.objectives import Alignment, Head, StepLabels, StepWeights
 from spikedistill.spec import Count, NonNegative, Positive, Share
-
-
-def replace_source(batch: Batch, share: float) -> Batch:
-    """The batch with samples of "source" swapped for those of "x", "swapped" [B] says which."""
-    source, swapped = replaced(stream(batch, "source", "static2dvs"), batch["x"], share)
-    return batch | {"source": source, "swapped": swapped}
 
 
 def static2dvs(
@@ -82,5 +76,5 @@ def static2dvs(
             "static2dvs_event": (1.0, StepLabels("student", lam, phi, per_step, weights=weights)),
             "static2dvs_align": (align, Alignment(feature, weights)),
         },
-        prepare=lambda batch, progress: replace_source(batch, chance(progress)),
+        prepare=lambda batch, progress: replace_source(batch, chance(progress), "static2dvs"),
     )

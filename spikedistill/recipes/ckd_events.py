@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from spikedistill import data as data_sets
 from spikedistill import models
-from spikedistill.methods.ckd import replace_source
+from spikedistill.functional import replace_source
 from spikedistill.recipes import distill
 from spikedistill.report import streams
 from spikedistill.report.paired import difference

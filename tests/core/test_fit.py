@@ -19,7 +19,7 @@ from spikedistill.core.plan import Plan, merge
 from spikedistill.core.step import Pass
 from spikedistill.data import Tensors
 from spikedistill.methods import bkd, ce
-from spikedistill.objectives import CE
+from spikedistill.objectives import CE, PerStep
 from tests.methods.toy import CLASSES, toy_student, toy_teacher
 
 
@@ -174,6 +174,65 @@ def test_loss_that_is_not_finite_names_step_and_term_and_keeps_the_checkpoint(tm
     assert all(v.isfinite().all() for v in state["trainee"].values() if v.is_floating_point())
 
 
+class Poisoned(torch.autograd.Function):
+    """A loss that is finite, of a gradient that is not."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * float("nan")
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_weights_that_are_not_finite_are_never_kept(tmp_path, epoch):
+    """The last update of an epoch is followed by no loss that would show it."""
+    _, s = stage()
+    last = (epoch * 5 - 1) / 15
+
+    def term(step):
+        z = step.student.logits.sum() * 0
+        return Poisoned.apply(z) if abs(step.progress - last) < 1e-9 else z
+
+    s.loss = {**s.loss, "late": (1.0, term)}
+    with pytest.raises(TrainingError, match=rf"after an update in epoch {epoch}: models.* = nan.*too high") as error:
+        fit(s, tmp_path, progress=False)
+    kept = tmp_path / "checkpoint.pt"
+    assert kept.exists() == (epoch == 2) == ("last good checkpoint" in str(error.value))
+    if kept.exists():
+        state = torch.load(kept, weights_only=True)
+        assert all(v.isfinite().all() for v in state["trainee"].values() if v.is_floating_point())
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run(tmp_path):
+    class Overflows(nn.Module):
+        def forward(self, x):
+            return x if self.training else x * float("inf")
+
+    student = toy_student()
+    student.out = Overflows()
+    _, s = stage(student)
+    with pytest.raises(TrainingError, match="epoch 1: valid_loss = nan"):
+        fit(s, tmp_path, progress=False)
+    assert not (tmp_path / "checkpoint.pt").exists() and (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_parameters_of_five_axes_train():
+    class Clip(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel, self.body = nn.Parameter(torch.ones(1, 1, 1, 1, 1)), toy_student()
+
+        def forward(self, x):
+            return self.body(x * self.kernel[0])
+
+    model = Clip()
+    assert fit(Stage(toy_data(), **vars(ce(model)), epochs=1), progress=False)["epochs"]
+    assert model.body.stage2[1].conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_learning_rate_follows_the_schedule():
     seen = []
     student = toy_student()
@@ -211,6 +270,9 @@ def test_a_frozen_pass_runs_only_when_looked_at_and_keeps_its_mode():
     plan = Plan({"student": Pass(student, grad=True), "teacher": Pass(teacher)}, {"ce": (1, CE())})
     fit(Stage(toy_data(8), **vars(plan), epochs=1), progress=False)
     assert calls == []
+    plan.loss["per_step"] = (1, PerStep(CE()))  # cuts the passes into steps, and still looks at one alone
+    fit(Stage(toy_data(8), **vars(plan), epochs=1), progress=False)
+    assert calls == []
     plan.loss["late"] = (lambda p: float(p >= 0.5), lambda step: step.teacher.logits.sum())
     fit(Stage(toy_data(16), **vars(plan), epochs=2), progress=False)
     assert calls == [False, False] and teacher.training
@@ -225,8 +287,16 @@ def test_mistakes_in_a_stage_are_errors():
     plan.loss["vector"] = (1, lambda step: step.student.logits.sum((0, 2)))
     with pytest.raises(ValueError, match="'vector' must be a scalar"):
         fit(Stage(toy_data(), **vars(plan)), progress=False)
-    with pytest.raises(KeyError, match="reads stream 'events': the batch has x, y, index"):
+    with pytest.raises(ValueError, match="reads stream 'events': the batch has x, y, index"):
         fit(Stage(toy_data(), {"student": Pass(student, x="events", grad=True)}, {"ce": (1, CE())}), progress=False)
+    with pytest.raises(ValueError, match=r"the weight of every term is 0 \(ce\)"):
+        fit(Stage(toy_data(), {"student": Pass(student, grad=True)}, {"ce": (0.0, CE())}), progress=False)
+    with pytest.raises(TrainingError, match="can be read once only"):
+        fit(Stage(iter([*toy_data()]), **vars(ce(student))), progress=False)
+    plan = ce(student)
+    plan.loss["of"] = (1, lambda step: step["techer"].logits.sum())
+    with pytest.raises(KeyError, match="no pass 'techer' in this step: there are student"):
+        fit(Stage(toy_data(), **vars(plan)), progress=False)
 
 
 DDP = """

@@ -158,7 +158,7 @@ def test_each_term_needs_only_the_taps_it_declares(build):
 
 
 @every
-@pytest.mark.parametrize("teacher_steps", [1, 3])
+@pytest.mark.parametrize("teacher_steps", [1, 2, 3])
 @pytest.mark.parametrize("student_steps", [1, 3])
 def test_any_number_of_steps_on_either_side(build, teacher_steps, student_steps):
     teacher = toy_teacher() if teacher_steps == 1 else toy_student(teacher_steps, seed=9)

@@ -51,7 +51,7 @@ def test_golden_value():  # numpy: KL at temperature 2 of [3, 1, -2] from the ti
 @pytest.mark.parametrize(("tau", "weight", "ce"), [(4.0, 1.0, 1.0), (2.5, 0.7, 0.3), (1.0, 2.0, 0.0)])
 def test_the_formula_in_loops(tau, weight, ce, per_step):
     torch.manual_seed(0)
-    z, v, y = torch.randn(5, 4, 3, dtype=D), torch.randn(1, 4, 3, dtype=D), torch.tensor([0, 2, 1, 2])
+    z, v, y = torch.randn(5, 4, 3, dtype=D), torch.randn(2, 4, 3, dtype=D), torch.tensor([0, 2, 1, 2])
     found = loss(z, v, y, tau=tau, weight=weight, ce=ce, per_step=per_step).item()
     assert found == pytest.approx(in_loops(z, v, y.tolist(), tau, weight, ce, per_step), abs=1e-12)
 

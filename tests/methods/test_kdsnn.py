@@ -10,8 +10,9 @@ from torch import nn
 from spikedistill.core.output import Output
 from spikedistill.core.step import Step
 from spikedistill.core.taps import infer
+from spikedistill.functional import mean_square
 from spikedistill.methods import kdsnn
-from spikedistill.methods.kdsnn import Features, MarginReLU, Pooled, margin, mean_square, partial_distance
+from spikedistill.methods.kdsnn import Features, MarginReLU, Pooled, margin, partial_distance
 from spikedistill.spec import SpecError
 from tests.methods.toy import toy_batch, toy_student, toy_teacher
 

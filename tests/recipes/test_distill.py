@@ -14,8 +14,9 @@ from torch import nn
 import spikedistill
 from spikedistill import cli, data, models, optim, runs
 from spikedistill.core.fit import Stage, fit
+from spikedistill.core.plan import merge
 from spikedistill.core.taps import infer
-from spikedistill.methods import bkd, distilling_spikes, tssd
+from spikedistill.methods import bkd, ckd, distilling_spikes, kd, static2dvs, tssd
 from spikedistill.models.small import small
 from spikedistill.recipes.distill import distill, rehearse, split
 from spikedistill.spec import SpecError
@@ -218,6 +219,15 @@ def test_feature_map_that_does_not_fit_is_named_with_both_shapes_before_training
 
 def test_the_rehearsal_prepares_its_batch_and_finds_heads_that_do_not_spike():
     rehearse(Stage([], **vars(tssd(toy_student()))), toy_batch(2))
+    with pytest.raises(SpecError, match="trains with 2 time steps a student that is measured and used with 3"):
+        rehearse(Stage([], **vars(tssd(toy_student(), steps=2))), toy_batch(2))
+    rehearse(Stage([], **vars(tssd(toy_student(), steps=3))), toy_batch(2))
+    with pytest.raises(SpecError, match=r"method: the weight of every term is 0 \(ce, kd\)"):
+        rehearse(Stage([], **vars(kd(toy_student(), toy_teacher(), ce=0, weight=0))), toy_batch(2))
+    student = toy_student()
+    both = merge(ckd(student, toy_teacher()), static2dvs(student))
+    with pytest.raises(SpecError, match="are replaced already: take one of the two methods"):
+        rehearse(Stage([], **vars(both)), toy_batch(2))
     with pytest.raises(SpecError, match=r"spikes_soft.*outputs of the student are not spikes"):
         rehearse(Stage([], **vars(distilling_spikes(toy_student(), toy_teacher()))), toy_batch(2))
 

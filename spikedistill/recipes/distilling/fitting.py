@@ -46,7 +46,15 @@ def fits(name: str, model: nn.Module, x: torch.Tensor, classes: Sequence[str]) -
 
 def rehearse(stage: Stage, batch: dict[str, torch.Tensor]) -> None:
     """Compute every term once on two images, in evaluation mode: what does not fit is found before training."""
-    trainee = Trainee(stage)
+    try:
+        trainee = Trainee(stage)
+    except ValueError as error:
+        raise SpecError([f"method: {error}"]) from None
+    student = stage.passes["student"]
+    own = getattr(student.model, "steps", student.steps)
+    if batch["x"].ndim == 4 and student.steps not in (None, own):
+        why = f"it trains with {student.steps} time steps a student that is measured and used with {own}"
+        raise SpecError([f"method: {why}: give --steps {student.steps}"])
     with eval_mode(trainee), torch.no_grad():
         try:
             batch = trainee.prepare(batch, 0.5)
