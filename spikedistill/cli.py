@@ -381,7 +381,10 @@ def cp(recipe: str, target: Path | None = None) -> None:
     target = target / source.name if target.is_dir() else target
     if target.exists():
         raise SpecError([f"'{target}' exists and is not overwritten"])
-    target.write_text(source.read_text())
+    try:
+        target.write_text(source.read_text())
+    except OSError as error:
+        raise SpecError([f"cannot write '{target}': {error.strerror}"]) from None
     print(f"{target}: run it with  python {target} --help")
 
 

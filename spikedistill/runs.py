@@ -21,13 +21,16 @@ from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import nn
 
 from spikedistill.spec import SpecError
 
-FILES = ("config.json", "machine.json", "metrics.jsonl", "checkpoint.pt", "student.safetensors", "result.json")
+FILES = ("config.json", "machine.json", "origin.json")  # written before anything is trained
+FILES += ("metrics.jsonl", "checkpoint.pt", "student.safetensors", "result.json")
+BEFORE = ".before"  # where a run that is to be overwritten lies until the new one trains
 FORMAT = 1
 NEEDED = 64 * 2**20  # bytes: less room than this and a run would die in the middle
 
@@ -39,14 +42,18 @@ def open_run(
 
     A folder with the same config is gone on with; `defaults` are of settings that an earlier version did not have.
     Raises SpecError, touching nothing, for a folder with another config or with foreign files, one that cannot be
-    written, or a disk that is nearly full. `overwrite` removes what a run left there, and no other file.
+    written, or a disk that is nearly full. `overwrite` puts what a run left there aside, and no other file: `begun`
+    removes it, `withdraw` brings it back.
     """
     config = json.loads(json.dumps(config))  # as it is read back: a tuple is a list there
     try:
-        if overwrite and (out / "config.json").exists():
-            for name in FILES:
-                (out / name).unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, the first
+            if (out / BEFORE).exists():  # the process that put it there was killed
+                withdraw(out)
+            if overwrite and (out / "config.json").exists():
+                (out / BEFORE).mkdir()
+                _move(out, out / BEFORE)
         probe = out / ".write-test"
         probe.write_text("")
         probe.unlink()
@@ -63,14 +70,30 @@ def open_run(
     if changes := differences({**defaults, **read_json(out / "config.json")}, config):
         hint = "choose another --out, or --overwrite to lose it"
         raise SpecError([f"out: '{out}' holds a run with other settings ({changes}); {hint}"])
+    if (out / "checkpoint.pt").exists() and not is_zipfile(out / "checkpoint.pt"):
+        raise SpecError([f"out: '{out / 'checkpoint.pt'}' is damaged: delete it, and the run begins again"])
     return read_json(out / "result.json") if (out / "result.json").exists() else None
 
 
+def begun(out: Path) -> None:
+    """Remove what `open_run` has put aside: from here on the new run is worth keeping."""
+    shutil.rmtree(out / BEFORE, ignore_errors=True)
+
+
 def withdraw(out: Path) -> None:
-    """Take back what `open_run` wrote where nothing was trained, so that the mended command finds the folder free."""
-    if not any((out / name).exists() for name in FILES[2:]):
-        for name in FILES[:2]:
+    """Take back what `open_run` did where nothing was trained: the mended command finds the folder as it was."""
+    if not any((out / name).exists() for name in FILES[3:]):
+        for name in FILES[:3]:
             (out / name).unlink(missing_ok=True)
+        if (out / BEFORE).exists():
+            _move(out / BEFORE, out)
+            begun(out)
+
+
+def _move(source: Path, target: Path) -> None:
+    for name in FILES:
+        if (source / name).exists():
+            os.replace(source / name, target / name)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -136,7 +159,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(temporary, path)
 
@@ -156,7 +179,7 @@ def save(model: nn.Module, path: Path, **about: Any) -> None:
     info = {"format": FORMAT, "spikedistill": metadata.version("spikedistill"), "spec": spec} | about
     # clones, because safetensors refuses tensors that share memory, such as one that has two names
     tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f".{path.name}.part")
     save_file(tensors, temporary, {"spikedistill": json.dumps(info)})
     os.replace(temporary, path)
 

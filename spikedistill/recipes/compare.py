@@ -26,9 +26,10 @@ from spikedistill.recipes import distill
 from spikedistill.recipes.comparing import tuning
 from spikedistill.recipes.comparing.crew import Crew, Job, claim
 from spikedistill.recipes.comparing.estimate import dry_run
-from spikedistill.recipes.comparing.folder import fingerprint, folder_mistakes, teacher_print
+from spikedistill.recipes.comparing.folder import folder_mistakes
 from spikedistill.recipes.comparing.outcome import summary
 from spikedistill.recipes.comparing.rows import Row, check, config_of, jobs_of, plans, shard_of, teacher_job
+from spikedistill.recipes.distilling.origin import origin, teacher_print
 from spikedistill.spec import SpecError
 
 
@@ -61,7 +62,7 @@ class Config(distill.Config):
     """Show the runs and an estimate of the time, and run nothing."""
     mixed: bool = False
     """Accept finished runs that another version of spikedistill or torch has made."""
-    out: str = "runs/compare"
+    out: Annotated[str, Field(min_length=1)] = "runs/compare"
     """Folder of the comparison."""
     seed: Literal[0] = Field(0, exclude=True)  # pyrefly: ignore
     overwrite: Literal[False] = Field(False, exclude=True)  # pyrefly: ignore
@@ -125,14 +126,11 @@ def run(c: Config) -> dict[str, Any]:
         raise SpecError(mistakes)
     if teacher := teacher_job(c, rows):
         c = c.model_copy(update={"teacher": str(teacher.folder)})
-    origin = {
-        "data": fingerprint(parts["data"]),
-        "teacher": teacher_print(None if teacher and not teacher.finished else c.teacher),
-    }
+    made_of = origin(parts["data"], None if teacher and not teacher.finished else c.teacher)
     tuned = {row.name: _tuned(c, row) for row in rows} if c.tune else {}
     settled = [row.of(found["set"]) if (found := tuned.get(row.name)) else row for row in rows]
     jobs = [job for row in settled for job in jobs_of(c, row) if not c.tune or tuned[row.name]]
-    if mistakes := folder_mistakes(c, [*([teacher] if teacher else []), *jobs], origin):
+    if mistakes := folder_mistakes(c, [*([teacher] if teacher else []), *jobs], made_of):
         raise SpecError(mistakes)
     if c.dry_run:
         return dry_run(c, settled, teacher, parts, tuned)
@@ -143,7 +141,7 @@ def run(c: Config) -> dict[str, Any]:
     with crew:
         if teacher:
             crew.all([teacher], must=True)
-        runs.write_json(out / "origin.json", origin | {"teacher": teacher_print(c.teacher)})
+        runs.write_json(out / "origin.json", made_of | {"teacher": teacher_print(c.teacher)})
         if c.tune:
             tuned = crew.map(lambda row: tune(c, row, crew), rows)
             rows = [row.of(tuned[row.name]["set"]) for row in rows]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -29,6 +29,7 @@ from spikedistill.core.schedule import Schedule, cosine, steps, warmup
 from spikedistill.core.taps import TapError
 from spikedistill.methods import METHODS
 from spikedistill.recipes.distilling.fitting import fit_both, fits, frames_left, rehearse, two  # noqa: F401, fits is public
+from spikedistill.recipes.distilling.origin import changed, origin
 from spikedistill.recipes.distilling.teacher import Calls, cached, check_teacher, seen_by_teacher, streams
 from spikedistill.report.activity import activity
 from spikedistill.spec import SpecError, bind, near, parse
@@ -152,6 +153,9 @@ def read(settings: Mapping[str, Any], config: type[BaseModel] = Config) -> tuple
             path = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
                 mistakes.append(f"{path}: no such setting; {near(path, config.model_fields)}")
+            elif problem["type"] == "missing":
+                choices = get_args(config.model_fields[path].annotation)
+                mistakes.append(f"{path}: it must be given{', one of ' + ', '.join(choices) if choices else ''}")
             else:
                 expected = problem["msg"].replace("Input should be ", "it should be ").removeprefix("Value error, ")
                 mistakes.append(f"{path}: {problem['input']!r} will not do: {expected}")
@@ -208,8 +212,9 @@ def check(c: Config, given: Iterable[str] = ()) -> tuple[list[tuple[str, dict[st
         data_sets.parse("none" if c.augment == "default" else c.augment)
     except ValueError as error:
         mistakes.append(f"augment: {error}")
-    if c.accelerator == "cuda" and not torch.cuda.is_available():
-        mistakes.append("accelerator: this torch sees no CUDA device; use cpu or auto")
+    backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    if c.accelerator in backends and not backends[c.accelerator].is_available():
+        mistakes.append(f"accelerator: this torch sees no {c.accelerator.upper()} device; use cpu or auto")
     return chosen, mistakes
 
 
@@ -254,9 +259,15 @@ def distill(
 
 def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, title: str = "") -> dict[str, Any]:
     """Run a checked config; a model or data set given here is used in place of the one it names."""
+    if not c.out:
+        raise SpecError(["out: the name of the folder is empty"])
     out = Path(c.out)
+    if c.teacher and out.exists() and out.resolve() in (Path(c.teacher).resolve(), Path(c.teacher).resolve().parent):
+        raise SpecError([f"out: '{out}' is the folder of the teacher: choose another --out"])
     finished = runs.open_run(out, c.model_dump(), c.overwrite, Config().model_dump())
     if finished:
+        if (out / "origin.json").exists():
+            refuse_others(out, origin(data or load_data(c), c.teacher if teacher is None else teacher))
         if isinstance(student, nn.Module):
             runs.load(out, rewritten(student, c, finished.get("shape", ()), fold=True))
         say(c, f"{out} holds this finished run: nothing to do")
@@ -268,11 +279,21 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
         raise
 
 
+def refuse_others(out: Path, made_of: Mapping[str, Any]) -> None:
+    """Raise SpecError where the run in a folder was made with other data or another teacher."""
+    hint = "choose another --out, or --overwrite to lose it"
+    why = f"not what the run in '{out}' was made with, though the name is the same: {hint}"
+    if others := [f"{key}: this is {why}" for key in changed(out, made_of)]:
+        raise SpecError(others)
+
+
 def train(c: Config, out: Path, student: Any, teacher: Any, data: Any, title: str) -> dict[str, Any]:
     """Put everything together, try it on two samples, train, measure, and write the result into the run folder."""
     fabric = make_fabric(c)
     data = data or load_data(c)
     shown = seen_by_teacher(data, [parse(m)[0] for m in c.method])
+    made_of = origin(data, c.teacher if teacher is None else teacher)
+    refuse_others(out, made_of)
     student, teacher = networks(c, data, student, teacher, shown)
     probe = two(data)
     fit_both(student, teacher, probe, data, shown)
@@ -286,6 +307,9 @@ def train(c: Config, out: Path, student: Any, teacher: Any, data: Any, title: st
     passes = cached(stage.passes, teacher, cache)
     stage = replace(stage, passes=passes, prepare=calls.counting(stage.prepare), valid=data.valid)
     runs.reset_peak_memory()
+    if fabric.global_rank == 0:
+        runs.begun(out)
+        runs.write_json(out / "origin.json", made_of)
     began = time.perf_counter()
     title = title or f"{out.name} ({'+'.join(parse(m)[0] for m in c.method)})"
     history = fit(stage, out, fabric=fabric, save_every=c.save_every, progress=c.progress, title=title)
@@ -340,8 +364,9 @@ def networks(
         trained, shown = Path(c.teacher).exists(), data if shown is None else shown
         load = partial(runs.load, fast=False, trust_code=True)
         teacher = load(c.teacher) if trained else models.build(c.teacher, **image(shown))
-        known = runs.about(c.teacher).get("classes") if trained and shown is not data else None
-        if known and known != [*shown.classes]:
+        known = runs.about(c.teacher).get("classes") if trained else None
+        numbers = [str(i) for i in range(len(shown.classes))]  # what classes without names are called
+        if known and known != [*shown.classes] and numbers not in (known, [*shown.classes]):
             theirs = f"{shown.name} has {_some(shown.classes)}; train it on these images"
             if set(known) == set(shown.classes):
                 theirs = f"{shown.name} has them in another order"

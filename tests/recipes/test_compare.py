@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -305,3 +306,26 @@ def test_help_shows_the_settings(capsys):
         cli.main(["compare", "--help"])
     text = capsys.readouterr().out
     assert "--dry-run" in text and "--shard" in text and "--overwrite" not in text
+
+
+def test_a_folder_holds_one_comparison(how, tmp_path):
+    """Also where no row and no seed is there already, whose run folder would show the difference."""
+    made = compare.compare("ce", **how | {"seeds": [0]})
+    text = (tmp_path / "out" / "compare.json").read_text()
+    for more in ({"student": "small(widths=(4, 4))"}, {"tune": 1}, {"batch": 6}):
+        found = mistakes("tet", how | {"seeds": [5]}, **more)
+        assert "holds a comparison with other settings" in found and next(iter(more)) in found
+    assert (tmp_path / "out" / "compare.json").read_text() == text
+    wider = compare.compare("ce; tet", **how | {"seeds": [0]})
+    assert wider["rows"][0]["accuracies"] == made["rows"][0]["accuracies"] and len(wider["rows"]) == 2
+
+
+def test_tuning_takes_no_trial_of_other_settings(how, tmp_path):
+    pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'spikedistill[tune]'")
+    how |= {"seeds": [0], "tune": 1}
+    compare.compare("kd", **how)
+    for more in ({"student": "small(widths=(4, 4))"}, {"tune": 2}, {"lr": 0.05}):
+        assert "holds a comparison with other settings" in mistakes("kd", how, **more)
+    assert re.search(r"tune/kd-0' holds a run with other settings \(kd: ", mistakes("kd", how, kd={"weight": 0.5}))
+    made = json.loads((tmp_path / "out" / "tune" / "kd-0" / "config.json").read_text())
+    assert made["kd"] == {"weight": 1.0}

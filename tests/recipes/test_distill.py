@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -407,3 +409,73 @@ def test_a_run_that_fails_before_training_leaves_the_folder_free(pictures, tmp_p
     with pytest.raises(SystemExit) as stop:
         cli.main([*words, "--teacher", f"{teacher}:net", "--student", "small(widths=(2, 3))", "--batch", "8"])
     assert not stop.value.code and (tmp_path / "x" / "result.json").exists()
+
+
+def test_a_run_that_is_to_be_overwritten_stays_until_the_new_one_trains(
+    pictures, teacher, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "run"
+    common = ["distill", "--data", pictures, "--student", STUDENT, *QUICK]
+    first = [*common, "--teacher", teacher, "--method", "kd", "--out", str(out)]
+    bad = [
+        "--method",
+        "bkd",
+        "--bkd.tap",
+        "stage1",
+        "--bkd.teacher_tap",
+        "stage2",
+        "--overwrite",
+    ]  # maps of other sizes
+    cli_ok(*first)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert "term 'bkd'" in mistakes_of(capsys, *common, "--teacher", teacher, "--out", str(out), *bad)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+    def killed(*_args):
+        raise KeyboardInterrupt  # what `except Exception` does not see, as it does not see SIGKILL
+
+    with monkeypatch.context() as patch:
+        patch.setattr("spikedistill.recipes.distill.rehearse", killed)
+        with pytest.raises(KeyboardInterrupt):
+            distill(data=pictures, student=STUDENT, methods="ce", out=str(out), overwrite=True, progress=False)
+    assert (out / ".before").exists()
+    assert "holds a run with other settings" in mistakes_of(capsys, *first, "--lr", "0.3")
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    cli_ok(*first, "--lr", "0.3", "--overwrite")
+    assert not (out / ".before").exists() and json.loads((out / "config.json").read_text())["lr"] == 0.3
+    for folder in (teacher, f"{teacher}/student.safetensors"):
+        words = [*common, "--method", "kd", "--out", teacher, "--overwrite", "--teacher", folder]
+        assert "is the folder of the teacher" in mistakes_of(capsys, *words)
+    assert (Path(teacher) / "student.safetensors").exists()
+
+
+def test_other_data_or_another_teacher_of_the_same_name_are_noticed(pictures, teacher, tmp_path, capsys):
+    images, by = tmp_path / "images", tmp_path / "teacher"
+    shutil.copytree(pictures.removeprefix("folder:"), images)
+    shutil.copytree(teacher, by)
+    words = ["distill", "--data", f"folder:{images}", "--student", STUDENT, "--method", "kd", *QUICK]
+    words += ["--teacher", str(by), "--out", str(tmp_path / "run")]
+    cli_ok(*words)
+    cli_ok(*words)  # finished
+    (by / "student.safetensors").write_bytes((tmp_path / "run" / "student.safetensors").read_bytes())
+    assert "teacher: this is not what the run in" in mistakes_of(capsys, *words)
+    shutil.copy(f"{teacher}/student.safetensors", by)
+    Image.new("L", (12, 12), 77).save(images / "left" / "0.png")
+    for name in ("result.json", "student.safetensors"):  # as if it had been killed at the end
+        assert "data: this is not what the run in" in mistakes_of(capsys, *words)
+        (tmp_path / "run" / name).unlink()
+    (images / "left").rename(images / "links")
+    text = mistakes_of(capsys, *words[:-1], str(tmp_path / "new"))
+    assert "knows the classes 'left', 'middle', 'right'" in text and not (tmp_path / "new" / "metrics.jsonl").exists()
+
+
+def test_a_damaged_checkpoint_is_named(pictures, tmp_path, capsys):
+    words = ["distill", "--data", pictures, "--student", STUDENT, "--method", "ce", *QUICK, "--out", str(tmp_path)]
+    cli_ok(*words)
+    (tmp_path / "result.json").unlink()
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    assert "checkpoint.pt' is damaged: delete it" in mistakes_of(capsys, *words)
+    assert "out: the name of the folder is empty" in mistakes_of(capsys, *words[:-1], "")
+    assert "to: it must be given, one of " in mistakes_of(capsys, "export", str(tmp_path))
+    assert "cannot write" in mistakes_of(capsys, "cp", "quickstart", str(tmp_path / "no" / "q.py"))

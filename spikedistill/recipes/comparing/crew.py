@@ -1,5 +1,6 @@
 """Runs as processes: one job a folder, several side by side, on one machine or many that share the folder."""
 
+import json
 import os
 import signal
 import subprocess
@@ -29,6 +30,16 @@ class Job:
     @property
     def finished(self) -> bool:
         return (self.folder / "result.json").exists()
+
+    @property
+    def other(self) -> str:
+        """What is wrong where the folder holds a run with other settings; else empty."""
+        if not (self.folder / "config.json").exists():
+            return ""
+        before = distill.Config().model_dump() | runs.read_json(self.folder / "config.json")
+        changes = runs.differences(before, json.loads(json.dumps(self.settings)))
+        hint = "choose another --out, or delete it"
+        return f"'{self.folder}' holds a run with other settings ({changes}): {hint}" if changes else ""
 
     @property
     def epochs_done(self) -> int:
@@ -91,6 +102,8 @@ class Crew:
         """Run those that are not finished. Returns (name, why) of those that failed; `must` raises for them instead,
         and waits for what another process is working on, where otherwise it is left to it.
         """
+        if others := [job.other for job in jobs if job.other]:
+            raise SpecError([f"out: {other}" for other in others])
         todo = [job for job in jobs if not job.finished]
         if self.c.progress and len(todo) < len(jobs):
             print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished already", file=sys.stderr)
@@ -112,6 +125,8 @@ class Crew:
 
     def one(self, job: Job, must: bool = False) -> str | None:
         """Run one job; None where it is finished, else why it is not."""
+        if job.other:
+            return job.other
         while not job.finished and not self.stopped:
             with claim(self.locks / f"{job.folder.parent.name}-{job.name}") as lock:
                 if lock is not None:

@@ -1,0 +1,54 @@
+"""What a run was made of: data and teacher in 16 letters each, so that others of the same name are noticed."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spikedistill import data as data_sets
+from spikedistill import runs
+
+
+def origin(data: Any, teacher: str | nn.Module | None) -> dict[str, str | None]:
+    """{"data", "teacher"} as `origin.json` has them."""
+    return {"data": fingerprint(data), "teacher": teacher_print(teacher)}
+
+
+def fingerprint(data: Any) -> str:
+    """What the data are: of tensors every value, of files their names and sizes; and the split."""
+    digest = hashlib.sha256()
+    images = data_sets.images_of(data)
+    train = [data.train] if images is None else [data.train.events.train, images.train]
+    for split in (*train, data.valid, data.test):
+        if split is None:
+            continue
+        digest.update(split.index.numpy().tobytes())
+        if isinstance(split, data_sets.Tensors):
+            digest.update(split.labels.cpu().numpy().tobytes())
+            for i in range(0, len(split.images), 1024):  # without a copy of the whole
+                digest.update(torch.as_tensor(split.images[i : i + 1024]).cpu().contiguous().numpy().data)
+        else:
+            for path, label in getattr(split.dataset, "samples", []):
+                digest.update(f"{Path(path).name} {Path(path).stat().st_size} {label}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def teacher_print(teacher: str | nn.Module | None) -> str | None:
+    """What the teacher's weights are; its name, where the weights are not a file of ours."""
+    if isinstance(teacher, nn.Module):
+        digest = hashlib.sha256()
+        for name, tensor in teacher.state_dict().items():
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
+    if teacher is None or not Path(teacher).exists():
+        return teacher
+    return hashlib.sha256(runs.student_file(teacher).read_bytes()).hexdigest()[:16]
+
+
+def changed(folder: Path, now: Mapping[str, Any]) -> list[str]:
+    """ "data", "teacher": those that are not what the runs in a folder were made with."""
+    before = runs.read_json(folder / "origin.json") if (folder / "origin.json").exists() else {}
+    return [k for k, v in now.items() if v is not None and before.get(k) not in (None, v)]
