@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from spikedistill import runs
+from spikedistill.origin import origin, teacher_print
 from spikedistill.recipes import distill
 from spikedistill.recipes.comparing import tuning
 from spikedistill.recipes.comparing.crew import Crew, Job, claim
@@ -29,7 +30,6 @@ from spikedistill.recipes.comparing.estimate import dry_run
 from spikedistill.recipes.comparing.folder import folder_mistakes
 from spikedistill.recipes.comparing.outcome import summary
 from spikedistill.recipes.comparing.rows import Row, check, config_of, jobs_of, plans, shard_of, teacher_job
-from spikedistill.recipes.distilling.origin import origin, teacher_print
 from spikedistill.spec import SpecError
 
 

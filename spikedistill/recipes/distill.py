@@ -28,8 +28,8 @@ from spikedistill.core.plan import MergeError, Plan, merge
 from spikedistill.core.schedule import Schedule, cosine, steps, warmup
 from spikedistill.core.taps import TapError
 from spikedistill.methods import METHODS
+from spikedistill.origin import changed, origin
 from spikedistill.recipes.distilling.fitting import fit_both, fits, frames_left, rehearse, two  # noqa: F401, fits is public
-from spikedistill.recipes.distilling.origin import changed, origin
 from spikedistill.recipes.distilling.teacher import Calls, cached, check_teacher, seen_by_teacher, streams
 from spikedistill.report.activity import activity
 from spikedistill.spec import SpecError, bind, near, parse

@@ -99,9 +99,10 @@ def conclusions(results: Mapping[str, Mapping[int, Result]], rows: Sequence[Row]
     for row in compared:
         d = row["difference"]
         if row["verdict"] in ("better", "worse"):
+            interval = f"{100 * d['confidence']:g}% interval {points(d['low'])} to {points(d['high'])}"
             said.append(
-                f"{row['name']} is {row['verdict']} than {baseline}: {points(d['mean'])} points, "
-                f"{d['confidence']:.0%} interval {points(d['low'])} to {points(d['high'])}, {len(d['seeds'])} seeds."
+                f"{row['name']} is {row['verdict']} than {baseline}: {points(d['mean'])} points, {interval}, "
+                f"{len(d['seeds'])} seeds."
             )
     open_ = [row["name"] for row in compared if row["verdict"] == "unclear"]
     if open_:
@@ -196,7 +197,8 @@ def tables(rows: Sequence[Row], title: str, baseline: str, confidence: float) ->
     clock = "train s" if timed(rows) else "CPU s"
     costs = [("The student as deployed", DEPLOYED), ("Its training", [of for of in TRAINING if of[0] != clock])]
     heads = [
-        f"Δ to {baseline}" if h == "Δ" else f"{confidence:.0%} interval" if h == "interval" else h for h, _ in ACCURACY
+        f"Δ to {baseline}" if h == "Δ" else f"{100 * confidence:g}% interval" if h == "interval" else h
+        for h, _ in ACCURACY
     ]
     return [
         Table(heads, [[text(row) for _, text in ACCURACY] for row in rows], title),
@@ -211,7 +213,7 @@ def timed(rows: Sequence[Row]) -> bool:
 
 def legend(rows: Sequence[Row], confidence: float, together: int) -> list[str]:
     """What the columns mean."""
-    count = sum("difference" in row for row in rows)
+    count = sum(row.get("verdict") in ("better", "worse", "unclear") for row in rows)
     clock = f"train s: seconds of training{f' with {together} runs side by side' if together > 1 else ''}"
     if timed(rows):
         clock = "CPU s: seconds of training, of processor time, whatever else ran on the machine"

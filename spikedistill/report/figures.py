@@ -467,7 +467,7 @@ def differences(rows: Sequence[Mapping[str, Any]], baseline: str) -> Any:
     axes.set_yticks(range(len(shown)), [row["name"] for row in shown])
     confidence = shown[0]["difference"]["confidence"]
     axes.set_xlabel(
-        f"test accuracy minus that of {baseline}, same seed [points]; {confidence:.0%} interval, ticks: seeds"
+        f"test accuracy minus that of {baseline}, same seed [points]; {100 * confidence:g}% interval, ticks: seeds"
     )
     axes.margins(x=0.08)
     axes.set_ylim(len(shown) - 0.3, -0.7)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spikedistill import data as data_sets
 from spikedistill import runs
 from spikedistill.core.taps import infer
+from spikedistill.origin import changed, teacher_print
 from spikedistill.report import comparison, energy, figures, streams
 from spikedistill.report.activity import activity
 from spikedistill.report.tables import Table
@@ -97,7 +98,10 @@ def of_run(folder: Path) -> dict[str, Any]:
     if not (folder / "result.json").exists():
         raise SpecError([f"'{folder}': the run is not finished, so there is nothing to report yet"])
     config, result, machine = (runs.read_json(folder / f"{n}.json") for n in ("config", "result", "machine"))
-    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    try:
+        history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise SpecError([f"'{folder / 'metrics.jsonl'}' cannot be read: {error}"]) from None
     name, test = ("test", result["test"]) if "test" in result else ("validation", result["valid"])
     sections = [Section("Training", {"curves": (figures.curves(history, result["best_epoch"]), "")})]
     missing = []
@@ -164,20 +168,31 @@ def footer(machine: Mapping[str, Any]) -> str:
 
 
 def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the student, and the teacher where it can be found, over the test data, as the page shows them."""
+    """Run the student, and the teacher where it can be found, over the data of the result, as the page shows them.
+
+    These are the test data, or with --no-test, which leaves them alone, those of validation. Raises SpecError where
+    data or teacher are no longer those of the run.
+    """
     student = runs.load(folder, fast=False)
     how = data_sets.settings_of(config) | {"download": False}
     data = data_sets.load(config["data"], batch_size=config["batch"], augment="none", valid=config["valid"], **how)
+    about = runs.about(folder)
+    for what, now in (("classes", [*data.classes]), ("shape", [*data.shape])):
+        if about.get(what, now) != now:
+            raise SpecError([f"data: {what} of '{config['data']}' are {now} now, the student knows {about[what]}"])
     teacher, images = None, data_sets.images_of(data)
     if config.get("teacher") and Path(config["teacher"]).exists():
+        if changed(folder, {"teacher": teacher_print(config["teacher"])}):
+            raise SpecError([f"teacher: '{config['teacher']}' is another one than the run was made with"])
         teacher = runs.load(config["teacher"], fast=False)
     shown = images if images is not None and teacher is not None and of_images(config["teacher"], data) else data
-    frames = runs.about(folder).get("frames")  # of a recording, that the student sees; the teacher sees all
+    frames = about.get("frames")  # of a recording, that the student sees; the teacher sees all
     ours = data_sets.at_frames(data, frames)
     matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
     pairs: list[tuple[Tensor, int, Tensor, Tensor]] = []
     right = seen = 0
-    for batch in data.test:
+    part = "test" if "test" in result else "valid"
+    for batch in getattr(data, part):
         x = batch["x"][frames] if ours is not data else batch["x"]
         own = infer(student, x).logits.float().mean(0)
         y = batch["y"]
@@ -187,12 +202,12 @@ def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> 
             right, seen = right + int((theirs.argmax(1) == y).sum()), seen + len(y)
             differ = (theirs.argmax(1) != own.argmax(1)).nonzero()[:, 0].tolist()
             pairs += [(frame(batch["x"], b), int(y[b]), own[b].softmax(0), theirs[b].softmax(0)) for b in differ]
-    held_out = ours.valid or ours.test
+    held_out = ours.valid or ours.test  # where there is no validation, the result has test data
     measured = activity(student, held_out, samples=MEASURED, neurons=True)
-    steps = len(result["test"]["by_step"]) if "test" in result else 1
-    first = next(iter(ours.test))
+    by_step = result[part]["by_step"]
+    first = next(iter(getattr(ours, part)))
     prefix = (
-        [operations_at(student, held_out, t) for t in range(1, steps + 1)]
+        [operations_at(student, held_out, t) for t in range(1, len(by_step) + 1)]
         if measured["layers"] and first["x"].ndim == 4
         else []
     )
@@ -205,10 +220,11 @@ def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> 
         "pairs": pairs,
         "teacher_accuracy": right / seen if seen else None,
         "activity": measured,
+        "part": "test" if part == "test" else "validation",
         "teacher_activity": activity(teacher, shown.valid or shown.test, samples=100) if teacher is not None else None,
         "pairs_of_streams": next(iter(data.train)) if images is not None else None,
         "prefix": prefix,
-        "by_step": result["test"]["by_step"] if "test" in result else [],
+        "by_step": by_step,
         "licence": data.licence,
     }
 
@@ -300,15 +316,18 @@ def sections_of(seen: Mapping[str, Any]) -> list[Section]:
     matrix = seen["confusion"].numpy()
     sections.append(
         Section(
-            "Confusion", {"confusion": (figures.confusion(matrix, classes), f"{int(matrix.sum()):,} test samples.")}
+            "Confusion",
+            {"confusion": (figures.confusion(matrix, classes), f"{int(matrix.sum()):,} {seen['part']} samples.")},
         )
     )
     if seen["pairs"]:
-        sections.append(disagreement(seen["pairs"], classes, int(matrix.sum())))
+        sections.append(disagreement(seen["pairs"], classes, int(matrix.sum()), seen["part"]))
     return sections
 
 
-def disagreement(pairs: Sequence[tuple[Tensor, int, Tensor, Tensor]], classes: Sequence[str], samples: int) -> Section:
+def disagreement(
+    pairs: Sequence[tuple[Tensor, int, Tensor, Tensor]], classes: Sequence[str], samples: int, part: str
+) -> Section:
     """Where teacher and student differ: how often who is right, and up to six samples of both kinds."""
     counts = {"teacher": 0, "student": 0, "neither": 0}
     kinds: dict[str, list] = {name: [] for name in counts}
@@ -325,7 +344,7 @@ def disagreement(pairs: Sequence[tuple[Tensor, int, Tensor, Tensor]], classes: S
             | {who: {classes[k]: float(p[k]) for k in top} for who, p in (("student", own), ("teacher", theirs))}
         )
     words = ", ".join(f"{who} right {counts[who]:,}" for who in ("teacher", "student"))
-    share = f"{len(pairs):,} of {samples:,} test samples ({len(pairs) / samples:.1%})"
+    share = f"{len(pairs):,} of {samples:,} {part} samples ({len(pairs) / samples:.1%})"
     section = Section("Teacher and student", says=[f"They differ on {share}: {words}, neither {counts['neither']:,}."])
     if shown:
         caption = "First samples where the teacher is right, then some where the student is. *: the true class."

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as xml
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from spikedistill import cli
 from spikedistill.recipes.compare import compare
+from spikedistill.recipes.distill import distill
 from spikedistill.report import page
 from spikedistill.spec import SpecError
 
@@ -122,6 +124,49 @@ def test_a_run_whose_data_are_gone_is_reported_without_them(compared, tmp_path):
     (away / "config.json").write_text(json.dumps(config | {"data": "folder:gone"}))
     html = page.write(away).read_text()
     assert set(figures_of(html)) == {"curves", "accuracy_by_step"} and "Not shown" in html and "gone" in html
+
+
+def test_data_or_a_teacher_that_have_changed_are_not_shown(compared, tmp_path):
+    run, images = tmp_path / "run", tmp_path / "pictures"
+    shutil.copytree(compared / "runs" / "kd-0", run)
+    shutil.copytree(compared.parent / "pictures", images)
+    shutil.copytree(compared / "teacher", tmp_path / "teacher")
+    config = json.loads((run / "config.json").read_text())
+    changed = config | {"data": f"folder:{images}", "teacher": str(tmp_path / "teacher")}
+    (run / "config.json").write_text(json.dumps(changed))
+    assert set(figures_of(page.write(run).read_text())) >= RUN - {"disagreements"}
+    shutil.copy(run / "student.safetensors", tmp_path / "teacher")
+    html = page.write(run).read_text()
+    assert set(figures_of(html)) == {"curves", "accuracy_by_step"} and "is another one than the run" in html
+    (run / "config.json").write_text(json.dumps(changed | {"teacher": config["teacher"]}))
+    shutil.copytree(images / "left", images / "aardvark")
+    html = page.write(run).read_text()
+    assert set(figures_of(html)) == {"curves", "accuracy_by_step"} and "aardvark" in html and "Not shown" in html
+    (run / "metrics.jsonl").write_text('{"epoch": 0, "los')
+    with pytest.raises(SpecError, match=r"metrics\.jsonl' cannot be read"):
+        page.write(run)
+
+
+def test_a_run_without_test_shows_validation_and_reads_nothing_else(compared, tmp_path, monkeypatch):
+    config = json.loads((compared / "runs" / "kd-0" / "config.json").read_text())
+    out = tmp_path / "run"
+    distill(config["student"], config["teacher"], config["data"], "kd", **how_of(config), test=False, out=str(out))
+    loaded = page.data_sets.load
+
+    def without_test(*args, **how):
+        return replace(loaded(*args, **how), test=None)
+
+    monkeypatch.setattr(page.data_sets, "load", without_test)
+    html = page.write(out).read_text()
+    samples = json.loads((out / "result.json").read_text())["valid"]["samples"]
+    assert f"validation accuracy, {samples} samples" in html and f"{samples} validation samples." in html
+    assert "teacher, the same samples" in html and "test samples" not in html
+    assert set(figures_of(html)) >= RUN - {"disagreements"}
+
+
+def how_of(config):
+    names = ("epochs", "batch", "steps", "lr", "precision", "progress")
+    return {name: config[name] for name in names}
 
 
 PROBE = """<pre id="probe"></pre><script>

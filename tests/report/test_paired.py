@@ -78,6 +78,17 @@ def test_pairs_are_the_seeds_that_both_rows_have():
     assert row["verdict"] == "one seed" and row["accuracies"] == [0.75, 0.9]
 
 
+def test_the_legend_has_the_confidence_that_the_verdicts_were_taken_at():
+    runs = results(ce=[0.80, 0.81, 0.82], kd=[0.815, 0.829, 0.843]) | {"half": {0: result(0.9)}}
+    rows = comparison.rows_of(runs, "ce", 0.975)
+    assert rows[1]["verdict_confidence"] == 0.975
+    assert "A verdict asks for" not in " ".join(comparison.legend(rows, 0.975, 1))
+    assert "97.5% interval" in comparison.tables(rows, "", "ce", 0.975)[0].heads
+    assert "99.9% interval" in comparison.tables(rows, "", "ce", 0.999)[0].heads
+    both = comparison.rows_of(runs | results(tet=[0.8, 0.8, 0.8]), "ce", 0.95)
+    assert "97.50% confidence, because 2 rows" in " ".join(comparison.legend(both, 0.95, 1))
+
+
 def test_latex_escapes_and_csv_reads_back():
     table = tables.Table(["a_b", "%"], [["x & y ±", "1,5"]], "t")
     assert r"a\_b & \%" in tables.latex(table) and r"x \& y $\pm$ & 1,5" in tables.latex(table)

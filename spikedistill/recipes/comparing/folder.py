@@ -8,10 +8,10 @@ from typing import Any
 from zipfile import is_zipfile
 
 from spikedistill import runs
+from spikedistill.origin import changed
 from spikedistill.recipes import distill
 from spikedistill.recipes.comparing.crew import Job
 from spikedistill.recipes.comparing.rows import COMMON, Row, jobs_of
-from spikedistill.recipes.distilling.origin import changed
 from spikedistill.report import comparison
 from spikedistill.spec import SpecError
 
