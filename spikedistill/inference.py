@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from spikedistill import runs
 from spikedistill.core.taps import infer
 from spikedistill.export.folding import SYNAPSES, fold
+from spikedistill.models.foreign import Spiking
 from spikedistill.neurons import Neuron
+from spikedistill.spec import SpecError
 
 
 def prepare(model: nn.Module, shape: Sequence[int] | None = None, *, bf16: bool | None = None) -> nn.Module:
@@ -64,6 +66,7 @@ class Stream:
     """A student that is fed one time step after another: `stream(frame)` gives the logits of that step.
 
     The same as the whole sequence in one call, up to rounding. The model is copied; its potentials are kept here.
+    Raises SpecError for a model whose neurons are another library's, as their state is not ours to keep.
 
         stream = Stream(model)
         for frame in frames:                  # [B, C, H, W], event counts, or the same image again
@@ -72,6 +75,8 @@ class Stream:
     """
 
     def __init__(self, model: nn.Module):
+        if any(isinstance(m, Spiking) for m in model.modules()):
+            raise SpecError(["the neurons of this student are another library's: it answers for all steps at once"])
         self.model = deepcopy(model).eval()
         self.layers: list[_Carrying] = []
         for name, module in list(self.model.named_modules()):

@@ -23,8 +23,7 @@ from spikedistill import models
 from spikedistill.functional import replace_source
 from spikedistill.recipes import distill
 from spikedistill.report import streams
-from spikedistill.report.paired import difference
-from spikedistill.report.summary import accuracy, many, points, publish, row
+from spikedistill.report.summary import accuracy, many, over, points, publish, row
 from spikedistill.spec import SpecError
 
 
@@ -165,7 +164,7 @@ def run(c: Config) -> list[dict[str, Any]]:
             results[name].append(distill.distill(out=str(out / f"{folder}-{seed}"), **how))
     rows = [row("ANN on images", [teacher]), *(row(name, of) for name, of in results.items())]
     for r in rows[2:]:
-        r["difference"] = vars(difference(r["accuracies"], rows[1]["accuracies"]))
+        r["difference"] = over(r, rows[1])
     picture(data, out / "streams.svg")
     report = write(c, rows, sum(r["train_seconds"] for r in (teacher, *chain.from_iterable(results.values()))))
     print(f"Table, figures and runs: {out}; what the networks read: {out / 'streams.svg'}")

@@ -19,8 +19,7 @@ from spikedistill import models, runs
 from spikedistill.core.fit import Stage
 from spikedistill.core.taps import infer
 from spikedistill.recipes import distill
-from spikedistill.report.paired import difference
-from spikedistill.report.summary import accuracy, many, points, publish, row
+from spikedistill.report.summary import accuracy, many, over, points, publish, row
 from spikedistill.spec import SpecError, parse
 
 
@@ -181,7 +180,7 @@ def compare(rows: list[dict[str, Any]]) -> None:
     for key, base in (("over_none", 0), ("over_direct", 1)):
         for stages, r in of.items():
             if base in of and stages > base:
-                r[key] = vars(difference(r["accuracies"], of[base]["accuracies"]))
+                r[key] = over(r, of[base])
 
 
 LEGEND = """\

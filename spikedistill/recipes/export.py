@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from spikedistill import data as data_sets
-from spikedistill import models, runs
+from spikedistill import models, runs, transforms
 from spikedistill.core.step import Batch
+from spikedistill.models.foreign import Spiking
 from spikedistill.neurons import Neuron
 from spikedistill.recipes import distill
 from spikedistill.spec import SpecError, parse
@@ -77,22 +78,23 @@ def run(c: Config) -> dict[str, str]:
         mistakes.append(f"retrain_for: {c.retrain_for} is for --to {c.retrain_for}, this is --to {c.to}")
     neurons = [m for m in student.modules() if isinstance(m, Neuron)]
     if not neurons:
-        mistakes.append(f"run: '{c.run}' has no spiking neurons: it is an ANN")
+        foreign = any(isinstance(m, Spiking) for m in student.modules())
+        why = "its neurons are another library's" if foreign else "it is an ANN"
+        mistakes.append(f"run: '{c.run}' has no spiking neurons of this package: {why}")
     if mistakes:
         raise SpecError(mistakes)
     test = data_of(c).test
     if c.steps:
         setattr(student, "steps", c.steps)  # noqa: B010, nn.Module does not declare it
-    if c.to == "nir":
-        soft = suits_nir(student, batches(test, c.samples))
-        if c.retrain_for:
-            student = retrain(c, student)
-        elif soft:
-            raise SpecError([soft])
+    if c.to == "nir" and (soft := suits_nir(student, batches(test, c.samples))) and not c.retrain_for:
+        raise SpecError([soft])
     temporary = out.with_name(f"{out.stem}.part{out.suffix}")  # torch.export wants its own ending
     how: dict[str, Any] = {"dt": c.dt, "if_as_lif": c.if_as_lif} if c.to == "nir" else {}
     try:
         example = next(batches(test, 2))["x"]
+        if c.retrain_for:
+            form.write(reset(student, v_reset=0.0, strict=True), example, temporary, **how)  # it can be said in NIR
+            student = retrain(c, student)
         form.write(student, example, temporary, **how)
         folded = export.fold(student, example)
         read_how = {"steps": getattr(student, "steps", None)} if c.to == "nir" else {}
@@ -110,8 +112,8 @@ def run(c: Config) -> dict[str, str]:
     return {"file": str(out)}
 
 
-def settings_of(c: Config) -> dict[str, Any]:
-    """The settings that the student was trained with; empty for a lone student file."""
+def settings_of(c: Any) -> dict[str, Any]:
+    """The settings that the student was trained with; empty for a lone student file. c: has `run`."""
     folder = runs.student_file(c.run).parent
     return runs.read_json(folder / "config.json") if (folder / "config.json").exists() else {}
 
@@ -123,13 +125,22 @@ def data_of(c: Any) -> data_sets.Data:
     name = c.data or before.get("data")
     if not name or name.startswith("<"):
         raise SpecError(["data: the run does not name any that can be loaded again; give --data"])
+    shape = runs.about(c.run).get("shape")
     how = data_sets.settings_of(before) if name == before.get("data") else {}
+    if name != before.get("data"):
+        if before.get("encode", "direct") != "direct":
+            how |= {"encode": before["encode"], "steps": before["steps"]}
+        if name.startswith("folder:") and shape and shape[1] == shape[2]:
+            how["size"] = shape[1]
     if how.get("pair_classes") != "common":  # then the images are not needed to know the classes
         how["pair"] = None
     how |= {"download": False} | ({"root": c.root} if c.root else {})
     if wrong := data_sets.check(name, **how):
         raise SpecError([f"data: {m}" for m in wrong])
     data = data_sets.load(name, **how, batch_size=50, augment="none")
+    if shape and shape != [*data.shape]:
+        what = "(channels, height, width)"
+        raise SpecError([f"data: '{name}' has samples of {[*data.shape]} {what}, the student takes {shape}"])
     return data_sets.at_frames(data, runs.about(c.run).get("frames"))
 
 
@@ -170,17 +181,22 @@ def changed(student: nn.Module, samples: list[Batch], **how: Any) -> float:
     """Share of spikes, of those the student fires, at sites that differ when its neurons are set to `how`."""
     from spikedistill.export.verify import reference
 
-    other = deepcopy(student)
-    for module in other.modules():
-        if isinstance(module, Neuron):
-            for name, value in how.items():
-                setattr(module, name, value)
-    differ = fired = 0.0
+    other, differ, fired = reset(student, **how), 0.0, 0.0
     for batch in samples:
         a, b = (reference(model, batch["x"])[0].spikes for model in (student, other))
         differ += sum(float((a[name] != b[name]).sum()) for name in a)
         fired += sum(float(s.sum()) for s in a.values())
     return differ / max(fired, 1.0)
+
+
+def reset(student: nn.Module, **how: Any) -> nn.Module:
+    """A copy whose neurons have these settings."""
+    other = deepcopy(student)
+    for module in other.modules():
+        if isinstance(module, Neuron):
+            for name, value in how.items():
+                setattr(module, name, value)
+    return other
 
 
 def retrain(c: Config, student: nn.Module) -> nn.Module:
@@ -191,6 +207,7 @@ def retrain(c: Config, student: nn.Module) -> nn.Module:
     name, _, keywords = parse(spec["settings"]["neuron"])
     text = ", ".join(f"{k}={v}" for k, v in (keywords | {"v_reset": 0.0, "strict": True}).items())
     copy = models.build(spec["model"], **spec["settings"] | {"neuron": f"{name}({text})"})
+    copy = transforms.apply_spec(copy, spec)
     copy.load_state_dict(student.state_dict())
     folder = Path(c.run) if Path(c.run).is_dir() else Path(c.run).parent
     out = c.retrained or str(folder.with_name(folder.resolve().name + f"-{c.retrain_for}"))
@@ -201,6 +218,10 @@ def retrain(c: Config, student: nn.Module) -> nn.Module:
     how |= {k: v for k, v in (("data", c.data), ("root", c.root)) if v}
     how["lr"] = settings.get("lr", 0.01) / 5  # it starts trained
     print(f"fine-tuning a copy with hard reset for {c.epochs} epochs, taught by the student, in {out}")
-    result = distill.distill(student=copy, teacher=student, methods="kd", epochs=c.epochs, out=out, **how)
+    try:
+        result = distill.distill(copy, student, methods="kd", epochs=c.epochs, out=out, **how)
+    except SpecError as error:  # in which --out is the copy's folder
+        ours, hint = "choose another --out, or --overwrite to lose it", "choose another with --retrained, or delete it"
+        raise SpecError([m.replace(ours, hint) for m in error.mistakes]) from None
     print(f"test accuracy of the fine-tuned student {result['test']['accuracy']:.2%}")
     return runs.load(out, fast=False, trust_code=c.trust_code)

@@ -17,8 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from spikedistill import runs
+from spikedistill.data.encode import spikes
 from spikedistill.data.folders import Pictures
 from spikedistill.inference import Stream, stepwise, whole
+from spikedistill.models.foreign import Spiking
 from spikedistill.recipes import export
 from spikedistill.spec import SpecError
 
@@ -77,6 +79,10 @@ def run(c: Config) -> dict[str, Any]:
     trained = len(frames) if isinstance(frames, list) else getattr(model, "steps", None)
     if c.steps and trained and c.steps > trained:
         mistakes.append(f"steps: {c.steps} will not do: the student was trained with {trained}, give 1 to {trained}")
+    if c.steps and any(isinstance(m, Spiking) for m in model.modules()):
+        mistakes.append("steps: the neurons of this student are another library's: it takes those it was built with")
+    if c.files and about.get("shape") and about["shape"][0] not in (1, 3):
+        mistakes.append(f"files: the student takes samples of {about['shape'][0]} channels, which no image file has")
     if mistakes:
         raise SpecError(mistakes)
     data = None if c.files else export.data_of(c)
@@ -128,14 +134,16 @@ def samples_of(c: Config, split: Any) -> Iterator[tuple[list[Any], Tensor, Tenso
 
 
 def pictures(c: Config, about: dict[str, Any]) -> Iterator[tuple[list[Any], Tensor, None]]:
-    """Name and input of image files, as `folder:` data sets read them."""
+    """Name and input of image files, as `folder:` data sets read them, encoded as the student was trained on."""
     files = c.files[: c.samples]
     channels, high, wide = about["shape"]
+    before = export.settings_of(c)
+    kind, draws = before.get("encode", "direct"), torch.Generator().manual_seed(0)
     images = Pictures([Path(f) for f in files], [0] * len(files), (channels, high, wide))
     for start in range(0, len(files), c.batch):
         rows = range(start, min(start + c.batch, len(files)))
         x = torch.stack([images[i][0] for i in rows]).float() / 255
-        yield [files[i] for i in rows], x, None
+        yield [files[i] for i in rows], x if kind == "direct" else spikes(x, before["steps"], kind, draws), None
 
 
 def write(out: Path, answers: list[dict[str, Any]], summary: dict[str, Any]) -> None:

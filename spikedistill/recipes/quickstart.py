@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from spikedistill import models
 from spikedistill.recipes import distill
-from spikedistill.report.paired import difference
-from spikedistill.report.summary import accuracy, many, points, publish, row
+from spikedistill.report.summary import accuracy, many, over, points, publish, row
+from spikedistill.spec import SpecError
 
 
 class Config(BaseModel):
@@ -39,7 +40,7 @@ class Config(BaseModel):
     """Epochs of every run."""
     batch: Annotated[int, Field(ge=1)] = 64
     """Images in a batch."""
-    seeds: list[int] = [0]
+    seeds: list[Annotated[int, Field(ge=0)]] = [0]
     """One complete set of runs for each; the teacher is trained once, with the first."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """auto: bf16-mixed where the processor has it."""
@@ -54,8 +55,20 @@ class Config(BaseModel):
         return value.split(",") if isinstance(value, str) else value
 
 
+def check(c: Config) -> tuple[None, list[str]]:
+    """The mistakes that can be found without loading anything."""
+    given = ",".join(map(str, c.seeds))
+    mistakes = [] if given and len({*c.seeds}) == len(c.seeds) else [f"seeds: {given or 'none'}: give each once, 0,1,2"]
+    mistakes += [f"teacher: {m}" for m in models.check(c.teacher)]
+    mistakes += [f"widths: {m}" for m in models.check(f"small(widths={c.widths})")]
+    trial, wrong = distill.read({"data": c.data, "root": c.root, "augment": c.augment, "method": ["ce"]})
+    return None, [*mistakes, *wrong, *(distill.check(trial)[1] if trial else [])]
+
+
 def run(c: Config) -> list[dict[str, Any]]:
     """Train everything and print the table. Returns its rows."""
+    if mistakes := check(c)[1]:
+        raise SpecError(mistakes)
     out = Path(c.out)
     names = ("data", "root", "augment", "steps", "epochs", "batch", "precision", "progress")
     common: dict[str, Any] = {name: getattr(c, name) for name in names}
@@ -76,7 +89,7 @@ def run(c: Config) -> list[dict[str, Any]]:
     rows += [row(TITLES[name], results[name]) for name in METHODS]
     floor, roof = rows[2]["accuracy"], rows[1]["accuracy"]
     for r in rows[2:]:
-        r["difference"] = vars(difference(r["accuracies"], rows[2]["accuracies"])) if r is not rows[2] else None
+        r["difference"] = over(r, rows[2]) if r is not rows[2] else None
         r["gap_closed"] = (r["accuracy"] - floor) / (roof - floor) if roof - floor > SMALLEST_GAP else None
     seconds = sum(r["train_seconds"] for r in chain([teacher], *results.values()))
     title = f"{c.data}, T = {c.steps}, {c.epochs} epochs, {many(len(c.seeds), 'seed')}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from spikedistill import runs
 from spikedistill.report import figures, page, tables
+from spikedistill.report.paired import difference
 
 Columns = Sequence[tuple[str, Callable[[dict[str, Any]], str]]]
 """Head of a column, and the text of a row in it."""
@@ -25,10 +26,16 @@ def row(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
         "rate": mean(rates) if rates[0] is not None else None,
         "ac": mean(o["ac"] for o in operations),
         "mac": mean(o["mac"] for o in operations),
+        "samples": results[0]["test"]["samples"],
         "parameters": results[0]["parameters"]["student"],
         "seconds": mean(r["train_seconds"] for r in results),
         "runs": [Path(r["out"]).name for r in results],
     }
+
+
+def over(r: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """The paired difference of two rows; seeds that happen to agree to a sample are no certainty."""
+    return vars(difference(r["accuracies"], base["accuracies"], resolution=1 / r["samples"]))
 
 
 def accuracy(r: dict[str, Any]) -> str:

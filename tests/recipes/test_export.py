@@ -1,5 +1,7 @@
 """`spikedistill export` through the command line, on a student of tiny images."""
 
+from pathlib import Path
+
 import nir
 import pytest
 import torch
@@ -88,6 +90,26 @@ def test_a_soft_reset_is_told_and_retrained(soft, tmp_path, capsys):
         tuned.stem.neuron.v_reset == 0.0 and tuned.stem.neuron.strict and tuned.stem.neuron.coefficients() == (0.5, 1.0)
     )
     assert (soft / "student.safetensors").read_bytes() == before
+    again = ["export", str(soft), "--to", "nir", "--retrain-for", "nir", "--epochs", "1", "--overwrite"]
+    ok(*again, "--out", str(out))  # the copy is there already
+    copy = Path(f"{soft}-nir") / "student.safetensors"
+    kept, changed = copy.read_bytes(), runs.load(soft, fast=False)
+    changed.head.bias.data += 1  # as if it had been trained again
+    about = runs.about(soft)
+    runs.save(changed, soft / "student.safetensors", classes=about["classes"], shape=about["shape"])
+    text = mistakes_of(capsys, *again, "--out", str(out))
+    assert "teacher: this is not what the run in" in text and "choose another with --retrained, or delete it" in text
+    assert copy.read_bytes() == kept
+    ok(*again, "--out", str(out), "--retrained", str(tmp_path / "other"))
+
+
+def test_what_nir_cannot_say_is_found_before_retraining(pictures, tmp_path, capsys):
+    run = tmp_path / "pruned"
+    words = ["distill", "--data", f"folder:{pictures}", "--student", "small(widths=(3, 4), neuron=lif(v_reset=None))"]
+    words += ["--method", "ce", "--transform", "unstructured_pruning", "--epochs", "1", "--no-progress"]
+    ok(*words, "--precision", "32-true", "--steps", "2", "--out", str(run))
+    text = mistakes_of(capsys, "export", str(run), "--to", "nir", "--retrain-for", "nir", "--epochs", "1")
+    assert "NIR cannot say this student" in text and not (tmp_path / "pruned-nir").exists()
 
 
 def test_mistakes(student, tmp_path, capsys):

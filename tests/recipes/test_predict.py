@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from PIL import Image
 from spikedistill import cli, runs
 from spikedistill.core.evaluate import evaluate
 from spikedistill.data import load
+from spikedistill.inference import whole
 from spikedistill.models import build
+from spikedistill.recipes import predict
 from tests.export.wake import awake
 from tests.recipes.test_distill import mistakes_of
 
@@ -93,12 +96,68 @@ def test_mistakes_are_all_said_at_once(student, tmp_path, capsys):
     text = mistakes_of(capsys, *words)
     for part in ("no file 'gone.png'", "give 1 to 4", "should end in .csv or .json", "not both"):
         assert part in text
-    assert "are not those of the student" in mistakes_of(capsys, "predict", str(run), "--data", "fashion-mini")
+    text = mistakes_of(capsys, "predict", str(run), "--data", "fashion-mini")
+    assert "samples of [1, 28, 28] (channels, height, width), the student takes [1, 12, 12]" in text
     assert "it does not exist" in mistakes_of(capsys, "predict", str(tmp_path / "gone"))
     (tmp_path / "bad.png").write_bytes(b"no picture")
     assert "cannot be read as an image" in mistakes_of(
         capsys, "predict", str(run), "--files", str(tmp_path / "bad.png")
     )
+
+
+def copied(pictures, folder, change=lambda image: image, name=str):
+    """The same pictures, changed, in folders of other names."""
+    for file in pictures.glob("*/*.png"):
+        target = folder / name(file.parent.name) / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        change(Image.open(file)).save(target)
+    return f"folder:{folder}"
+
+
+def test_other_pictures_are_brought_to_what_the_student_takes(student, pictures, tmp_path, capsys):
+    run, _, _ = student
+    larger = copied(pictures, tmp_path / "larger", lambda image: image.resize((36, 36)))
+    ok("predict", str(run), "--data", larger)
+    colour = copied(pictures, tmp_path / "colour", lambda image: image.convert("RGB").rotate(90))
+    for command in (["predict"], ["export", "--to", "torch"]):
+        text = mistakes_of(capsys, command[0], str(run), *command[1:], "--data", colour)
+        assert "samples of [3, 12, 12]" in text and "the student takes [1, 12, 12]" in text
+    other = copied(pictures, tmp_path / "other", name=str.upper)
+    assert "are not those of the student" in mistakes_of(capsys, "predict", str(run), "--data", other)
+
+
+def test_files_are_encoded_as_the_training_images_were(student, pictures, tmp_path, monkeypatch):
+    run, _, _ = student
+    encoded = tmp_path / "run"
+    shutil.copytree(run, encoded)
+    config = json.loads((run / "config.json").read_text())
+    runs.write_json(encoded / "config.json", config | {"encode": "bernoulli", "steps": 3})
+    seen = []
+    monkeypatch.setattr(predict, "whole", lambda model, x, steps: seen.append(x) or whole(model, x, steps))
+    ok("predict", str(encoded), "--files", str(pictures / "left" / "0.png"))
+    assert seen[0].shape == (3, 1, 1, 12, 12) and set(seen[0].unique().tolist()) == {0.0, 1.0}
+
+
+def test_a_network_of_another_library_answers_for_all_its_steps(pictures, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "from spikedistill import models\nfrom spikedistill.models.foreign import Spiking\n"
+        "def net(classes, channels, steps):\n"
+        "    inner = models.build('small(widths=(3, 4), neuron=relu)', classes=classes, channels=channels)\n"
+        "    return Spiking(inner, steps=steps, reset=lambda net: None)\n"
+    )
+    words = ["distill", "--data", f"folder:{pictures}", "--student", f"{tmp_path / 'mine.py'}:net", "--method", "ce"]
+    out = str(tmp_path / "foreign")
+    ok(*words, "--epochs", "1", "--precision", "32-true", "--no-progress", "--steps", "2", "--out", out)
+    ok("predict", out, "--trust-code")
+    for flag in (["--stream"], ["--confidence", "0.5"], ["--steps", "1"]):
+        assert "another library's" in mistakes_of(capsys, "predict", out, "--trust-code", *flag)
+    assert "neurons are another library's" in mistakes_of(capsys, "export", out, "--trust-code", "--to", "nir")
+
+
+def test_a_student_of_events_reads_no_image_files(tmp_path, pictures, capsys):
+    runs.save(build("small(widths=(3, 4))", classes=3, channels=2), tmp_path / "student.safetensors", shape=[2, 12, 12])
+    text = mistakes_of(capsys, "predict", str(tmp_path), "--files", str(pictures / "left" / "0.png"))
+    assert "samples of 2 channels, which no image file has" in text
 
 
 def ok(*words):
