@@ -23,7 +23,7 @@ from spikedistill import models
 from spikedistill.functional import replace_source
 from spikedistill.recipes import distill
 from spikedistill.report import streams
-from spikedistill.report.summary import accuracy, many, over, points, publish, row
+from spikedistill.report.summary import accuracy, cost, many, over, points, publish, row
 from spikedistill.spec import SpecError
 
 
@@ -216,7 +216,7 @@ LEGEND = """\
 test %: accuracy, mean ± standard deviation over seeds; the ANN's on images, all others' on events.
 over alone: points over events alone, paired by seed, mean ± half the 95 % interval (t); a single seed has none and
 proves nothing. twice: of the epochs, since images cost a second pass of the student. rate: spikes per neuron and step.
-M adds: million additions. s: seconds of training."""
+M adds: million additions. CPU s: processor seconds of training."""
 
 COLUMNS: list[tuple[str, Any]] = [
     ("model", lambda r: r["name"]),
@@ -225,7 +225,7 @@ COLUMNS: list[tuple[str, Any]] = [
     ("rate", lambda r: f"{r['rate']:.3f}" if r["rate"] is not None else ""),
     ("M adds", lambda r: f"{r['ac'] / 1e6:.2f}"),
     ("params", lambda r: f"{r['parameters'] / 1e3:.0f} k"),
-    ("s", lambda r: f"{r['seconds']:.0f}"),
+    ("CPU s", cost),
 ]
 
 

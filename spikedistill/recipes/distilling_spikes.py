@@ -19,7 +19,7 @@ from spikedistill import models, runs
 from spikedistill.core.fit import Stage
 from spikedistill.core.taps import infer
 from spikedistill.recipes import distill
-from spikedistill.report.summary import accuracy, many, over, points, publish, row
+from spikedistill.report.summary import accuracy, cost, many, over, points, publish, row
 from spikedistill.spec import SpecError, parse
 
 
@@ -186,7 +186,8 @@ def compare(rows: list[dict[str, Any]]) -> None:
 LEGEND = """\
 test %: accuracy, mean ± standard deviation over seeds. rate: spikes per neuron and step. M adds: million additions.
 over none, over direct: points over no KD and over direct, paired by seed, mean ± half the 95 % interval (t); a single
-seed has none and proves nothing. s: seconds of training; those of an assistant come on top of its student's."""
+seed has none and proves nothing. CPU s: processor seconds of training; those of an assistant come on top of its
+student's."""
 
 COLUMNS: list[tuple[str, Any]] = [
     ("model", lambda r: r["name"]),
@@ -196,7 +197,7 @@ COLUMNS: list[tuple[str, Any]] = [
     ("rate", lambda r: f"{r['rate']:.3f}" if r["rate"] is not None else ""),
     ("M adds", lambda r: f"{r['ac'] / 1e6:.2f}"),
     ("params", lambda r: f"{r['parameters'] / 1e3:.1f} k"),
-    ("s", lambda r: f"{r['seconds']:.0f}"),
+    ("CPU s", cost),
 ]
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from spikedistill import models
 from spikedistill.recipes import distill
-from spikedistill.report.summary import accuracy, many, over, points, publish, row
+from spikedistill.report.summary import accuracy, cost, many, over, points, publish, row
 from spikedistill.spec import SpecError
 
 
@@ -117,7 +117,7 @@ LEGEND = """\
 test %: accuracy, mean ± standard deviation over seeds. The twin is the student with ReLU for spikes.
 over ce: points, paired by seed, mean ± half the 95 % interval (t); a single seed has none and proves nothing.
 gap: share of the way from ce to the twin; none where they are less than half a point apart.
-rate: spikes per neuron and step. M adds, M mults: million operations an image. s: seconds of training."""
+rate: spikes per neuron and step. M adds, M muls: million operations an image. CPU s: processor seconds of training."""
 
 COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("model", lambda r: r["name"]),
@@ -126,9 +126,9 @@ COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("gap", lambda r: f"{r['gap_closed']:.0%}" if r.get("gap_closed") is not None else ""),
     ("rate", lambda r: f"{r['rate']:.3f}" if r["rate"] is not None else ""),
     ("M adds", lambda r: f"{r['ac'] / 1e6:.2f}"),
-    ("M mults", lambda r: f"{r['mac'] / 1e6:.2f}"),
+    ("M muls", lambda r: f"{r['mac'] / 1e6:.2f}"),
     ("params", lambda r: f"{r['parameters'] / 1e3:.0f} k"),
-    ("s", lambda r: f"{r['seconds']:.0f}"),
+    ("CPU s", cost),
 ]
 
 

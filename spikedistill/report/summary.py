@@ -18,6 +18,7 @@ def row(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     accuracies = [r["test"]["accuracy"] for r in results]
     operations = [r["activity"]["operations"] for r in results]
     rates = [r["activity"]["rate"] for r in results]
+    clock = [r["train_cpu_seconds"] for r in results]
     return {
         "name": name,
         "accuracies": accuracies,
@@ -29,6 +30,7 @@ def row(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
         "samples": results[0]["test"]["samples"],
         "parameters": results[0]["parameters"]["student"],
         "seconds": mean(r["train_seconds"] for r in results),
+        "cpu_seconds": None if None in clock else mean(clock),
         "runs": [Path(r["out"]).name for r in results],
     }
 
@@ -48,6 +50,11 @@ def points(d: dict[str, Any] | None) -> str:
         return ""
     half = f"±{100 * (d['high'] - d['mean']):.2f}" if d["high"] is not None else ""
     return f"{100 * d['mean']:+.2f}{half}"
+
+
+def cost(r: dict[str, Any]) -> str:
+    """Processor seconds of training, which other programs do not lengthen; empty where they were not counted."""
+    return "" if r["cpu_seconds"] is None else f"{r['cpu_seconds']:.0f}"
 
 
 def many(count: int, what: str) -> str:

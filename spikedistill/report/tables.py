@@ -1,6 +1,7 @@
 """Tables of text, for the terminal, Markdown, CSV and LaTeX."""
 
 import csv as writer
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -25,12 +26,13 @@ def show(table: Table) -> None:
     drawn = Rich(title=escape(table.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     drawn.padding = (0, 0, 0, 1)
     for i, head in enumerate(table.heads):
-        words = [word for text in (head, *(row[i] for row in table.rows)) for word in text.split()]
-        longest = max(map(len, words), default=1)  # a word is never cut
+        cells = [head, *(row[i] for row in table.rows)]
+        words = [word for text in cells for word in text.split()] if i else cells
+        longest = max(map(len, words), default=1)  # a word is never cut, a row's name never broken
         drawn.add_column(head, justify="right" if i else "left", min_width=longest)
     for row in table.rows:
         drawn.add_row(*map(escape, row))
-    Console().print(drawn)
+    Console(width=None if sys.stdout.isatty() else 1000).print(drawn)  # a file or pipe is as wide as the table
 
 
 def markdown(table: Table) -> str:
