@@ -25,11 +25,11 @@ def fingerprint(data: Any) -> str:
     for split in (*train, data.valid, data.test):
         if split is None:
             continue
-        digest.update(split.index.numpy().tobytes())
+        digest.update(raw(split.index))
         if isinstance(split, data_sets.Tensors):
-            digest.update(split.labels.cpu().numpy().tobytes())
+            digest.update(raw(split.labels))
             for i in range(0, len(split.images), 1024):  # without a copy of the whole
-                digest.update(torch.as_tensor(split.images[i : i + 1024]).cpu().contiguous().numpy().data)
+                digest.update(raw(torch.as_tensor(split.images[i : i + 1024])))
         else:
             for path, label in getattr(split.dataset, "samples", []):
                 digest.update(f"{Path(path).name} {Path(path).stat().st_size} {label}\n".encode())
@@ -41,14 +41,19 @@ def teacher_print(teacher: str | nn.Module | None) -> str | None:
     if isinstance(teacher, nn.Module):
         digest = hashlib.sha256()
         for name, tensor in teacher.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(name.encode() + raw(tensor))
         return digest.hexdigest()[:16]
     if teacher is None or not Path(teacher).exists():
         return teacher
     return hashlib.sha256(runs.student_file(teacher).read_bytes()).hexdigest()[:16]
 
 
+def raw(x: torch.Tensor) -> bytes:
+    """Its bytes, in the order of its elements."""
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
 def changed(folder: Path, now: Mapping[str, Any]) -> list[str]:
-    """ "data", "teacher": those that are not what the runs in a folder were made with."""
+    """Which of data and teacher are not what the runs in a folder were made with."""
     before = runs.read_json(folder / "origin.json") if (folder / "origin.json").exists() else {}
     return [k for k, v in now.items() if v is not None and before.get(k) not in (None, v)]

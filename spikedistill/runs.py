@@ -52,7 +52,7 @@ def open_run(
             if (out / BEFORE).exists():  # the process that put it there was killed
                 withdraw(out)
             if overwrite and (out / "config.json").exists():
-                (out / BEFORE).mkdir()
+                (out / BEFORE).mkdir(exist_ok=True)
                 _move(out, out / BEFORE)
         probe = out / ".write-test"
         probe.write_text("")

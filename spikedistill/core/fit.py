@@ -186,7 +186,8 @@ def fit(
     holds a finished one, its weights are loaded and its result returned.
     fabric: devices and precision (lightning_fabric.Fabric, launched); None is one process in float32.
     save_every: seconds between checkpoints within an epoch.  progress: show a bar.
-    Raises TrainingError where the loss is not finite (the last good checkpoint stays) or the folder is another stage's.
+    Raises TrainingError where a loss or a weight is not finite (the last good checkpoint stays), where the data can be
+    read once only, or where the folder is another stage's.
     """
     from lightning_fabric import Fabric
 
@@ -391,8 +392,8 @@ def _refuse(values: Mapping[str, float], where: str, out: Path | None) -> None:
 
 def _finite(module: nn.Module, epoch: int, out: Path | None) -> None:
     """The same for the weights, before they are kept: a finite loss may have a gradient that is not."""
-    sums = {name: float(p.detach().abs().amax()) for name, p in module.named_parameters() if p.numel()}
-    _refuse(sums, f"after an update in epoch {epoch + 1}", out)
+    largest = {name: float(p.detach().abs().amax()) for name, p in module.named_parameters() if p.numel()}
+    _refuse(largest, f"after an update in epoch {epoch + 1}", out)
 
 
 def _ema(models: nn.ModuleDict, decay: float) -> Any:

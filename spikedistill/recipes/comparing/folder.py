@@ -32,6 +32,7 @@ def folder_mistakes(c: Any, jobs: Sequence[Job], origin: Mapping[str, Any]) -> l
                 mistakes.append(f"out: {where} holds {', '.join(there)} but no config.json: move it away")
             continue
         try:
+            other = job.other
             made = runs.read_json(job.folder / "machine.json")["versions"]
             checkpoint = job.folder / "checkpoint.pt"
             if job.finished:
@@ -43,7 +44,7 @@ def folder_mistakes(c: Any, jobs: Sequence[Job], origin: Mapping[str, Any]) -> l
                 f"out: {where} is damaged ({str(error) or type(error).__name__}): delete it to run it again"
             )
             continue
-        if other := job.other:
+        if other:
             mistakes.append(f"out: {other}")
         others = [f"{k} {made.get(k)} there, {now[k]} now" for k in ("spikedistill", "torch") if made.get(k) != now[k]]
         if others and not c.mixed:
