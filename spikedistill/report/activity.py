@@ -4,6 +4,7 @@ What counts as what, for convolutions, linear layers and products of activations
   whole numbers, such as spikes and sums of spikes: k additions for an input of k, to every output that it reaches;
   averages of spikes (after average pooling, or a mean over space or time): the spikes that were averaged, because
   event-driven hardware adds each of them when it arrives and folds 1 / k into the weights;
+  spikes, or averages of them, times one number that never changes (a neuron that fires u): the same, u is folded, too;
   anything else, such as an image: a multiply-add for each.
 Nothing is counted for a weight that is 0, nor into or out of a neuron with a closed gate: pruned is skipped.
 Norms are folded into the weights before deployment and are not counted.
@@ -44,6 +45,7 @@ class _Synapses:
     weights: int = 0
     averaged: int = 1  # the largest k of which an input was the mean
     binary: bool = True  # inputs are whole numbers, or means of them: additions, else multiplications
+    unit: float = 0.0  # what one spike adds, where spikes are scaled
     calls: list[tuple[float, torch.Size]] = field(default_factory=list)
 
 
@@ -195,6 +197,21 @@ def spikes_averaged(x: Tensor, most: int = 65536) -> int:
     return 0
 
 
+def _scaled(x: Tensor, before: float) -> tuple[int, float]:
+    """k and the smallest positive value u of x, where x / u holds whole numbers over k; (0, 1) where it does not.
+
+    before: u / k of earlier calls. That of this one must be a whole multiple of it, which then counts as so many, or a
+    part: no spike is scaled anew.
+    """
+    if not (x > 0).any():
+        return 0, 1.0
+    smallest = x[x > 0].min().item()
+    k = spikes_averaged(x / smallest, 8)
+    ratio = smallest / k / before if k and before else 1.0
+    steady = min(abs(r / max(1, round(r)) - 1) for r in (ratio, 1 / ratio)) < 1e-3
+    return (k * max(1, round(ratio)), smallest) if k and steady else (0, 1.0)
+
+
 def _count(count: _Synapses, module: nn.Module, x: Tensor, out: Tensor, fired: bool, open_: Tensor | None) -> None:
     """Add the operations of one call: every input goes to as many outputs as the kernel gives it, edges included.
 
@@ -202,13 +219,17 @@ def _count(count: _Synapses, module: nn.Module, x: Tensor, out: Tensor, fired: b
     open_: [O, H, W] of what has an open gate behind it.
     """
     assert isinstance(module, nn.Linear | nn.Conv2d)
-    k = 1 if _whole(x) else spikes_averaged(x.float()) if fired else 0
+    k, unit = 1 if _whole(x) else spikes_averaged(x.float()) if fired else 0, 1.0
+    if fired and not k:
+        k, unit = _scaled(x.float(), count.unit)
+        count.unit = unit / k if k else count.unit
+    else:
+        count.averaged = max(count.averaged, k)
     count.binary &= k > 0
-    count.averaged = max(count.averaged, k)
     count.weights = sum(p.numel() for p in module.parameters())
     count.inputs += x.numel()
     count.outputs += out.numel()
-    values = (x.float() * k).round() if k else (x != 0).float()
+    values = (x.float() / unit * k).round() if k else (x != 0).float()
     if isinstance(module, nn.Linear):
         dense = float(x.numel() * module.out_features)
     else:

@@ -121,6 +121,36 @@ def test_averages_of_spikes_count_the_spikes_and_pixels_do_not():
     assert head["kind"] == "ac" and head["operations"] == pytest.approx(spikes.sum().item() * 3 / 7)
 
 
+@pytest.mark.parametrize("pooled", [False, True])
+def test_scaled_spikes_count_as_spikes_while_their_scale_stays(pooled):
+    """hsd's layers give u S: u is folded into the weights behind them."""
+
+    class Scaled(Pooled):
+        def forward(self, x):
+            self.spikes = self.neuron(self.first(x)[None] * 9)
+            s = self.spikes[0] * self.scale
+            s = nn.functional.avg_pool2d(s, 2) if pooled else s[..., ::2, ::2]
+            return self.linear(s.flatten(1))
+
+    torch.manual_seed(5)
+    model, model.scale = (m := Scaled()), 0.37
+    batches = [{"x": torch.rand(6, 1, 4, 4)} for _ in range(3)]
+    spikes = []
+    for batch in batches:
+        model(batch["x"])
+        spikes.append((model.spikes if pooled else model.spikes[..., ::2, ::2]).sum().item())
+    counted = activity(model, batches)
+    assert counted["synapses"]["linear"]["kind"] == "ac" and sum(spikes) > 0
+    assert counted["operations"]["ac"] == pytest.approx(sum(spikes) * 5 / 18)
+    scales = iter((0.37, 0.41, 0.55))
+
+    def drifts(module, args):
+        module.scale = next(scales)
+
+    m.register_forward_pre_hook(drifts)
+    assert activity(model, batches)["synapses"]["linear"]["kind"] == "mac"
+
+
 @pytest.mark.parametrize("k", [2, 4, 9, 49, 64, 1024])
 def test_what_spikes_were_averaged_over_is_found(k):
     counts = torch.randint(0, k + 1, (50, 20), generator=torch.Generator().manual_seed(k)).float()
