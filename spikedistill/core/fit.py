@@ -195,8 +195,8 @@ def fit(
     raw = Trainee(stage)
     for module in (*raw.models.values(), *raw.objectives.values(), *raw.frozen):
         for tensor in (*module.to(fabric.device).parameters(), *module.buffers()):
-            if tensor.ndim == 4:  # `module.to(memory_format=...)` would refuse five axes
-                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            if tensor.ndim == 4:  # `module.to(memory_format=...)` refuses five axes, `contiguous` skips one channel
+                tensor.data = tensor.data.to(memory_format=torch.channels_last)
     base = stage.optim(parameter_groups(raw))
     for group in base.param_groups:
         group["initial_lr"] = group["lr"]

@@ -224,13 +224,15 @@ def test_parameters_of_five_axes_train():
         def __init__(self):
             super().__init__()
             self.kernel, self.body = nn.Parameter(torch.ones(1, 1, 1, 1, 1)), toy_student()
+            self.grey = nn.Conv2d(1, 3, 3)
 
         def forward(self, x):
-            return self.body(x * self.kernel[0])
+            return self.body(x * self.kernel[0]) + self.grey(x[:, :1]).mean()
 
     model = Clip()
     assert fit(Stage(toy_data(), **vars(ce(model)), epochs=1), progress=False)["epochs"]
     assert model.body.stage2[1].conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert model.grey.weight.stride() == (9, 1, 3, 1)  # its convolution adds in the order of this layout
 
 
 def test_the_learning_rate_follows_the_schedule():
