@@ -47,9 +47,10 @@ def _paper(method: str) -> tuple[str, str]:
 
 def show_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table: only words of the last column are ever cut, and a file or pipe gets a line a row."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from spikedistill.report.tables import console
 
     table = Table(title=escape(title), box=None, padding=(0, 2, 0, 0), title_justify="left")
     for column in list(zip(heads, *rows))[:-1]:
@@ -57,7 +58,7 @@ def show_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) 
     table.add_column(heads[-1], overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+    console().print(table)
 
 
 def catalogue(kind: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spikedistill import runs
 from spikedistill.core.taps import infer
 from spikedistill.export.folding import SYNAPSES, fold
-from spikedistill.models.foreign import Spiking
+from spikedistill.models.foreign import has_foreign_neurons
 from spikedistill.neurons import Neuron
 from spikedistill.spec import SpecError
 
@@ -75,7 +75,7 @@ class Stream:
     """
 
     def __init__(self, model: nn.Module):
-        if any(isinstance(m, Spiking) for m in model.modules()):
+        if has_foreign_neurons(model):
             raise SpecError(["the neurons of this student are another library's: it answers for all steps at once"])
         self.model = deepcopy(model).eval()
         self.layers: list[_Carrying] = []

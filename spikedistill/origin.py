@@ -10,6 +10,7 @@ from torch import nn
 
 from spikedistill import data as data_sets
 from spikedistill import runs
+from spikedistill.cache import raw
 
 
 def origin(data: Any, teacher: str | nn.Module | None) -> dict[str, str | None]:
@@ -25,11 +26,11 @@ def fingerprint(data: Any) -> str:
     for split in (*train, data.valid, data.test):
         if split is None:
             continue
-        digest.update(raw(split.index))
+        digest.update(raw(split.index[None])[0])
         if isinstance(split, data_sets.Tensors):
-            digest.update(raw(split.labels))
+            digest.update(raw(split.labels[None])[0])
             for i in range(0, len(split.images), 1024):  # without a copy of the whole
-                digest.update(raw(torch.as_tensor(split.images[i : i + 1024])))
+                digest.update(raw(torch.as_tensor(split.images[i : i + 1024])[None])[0])
         else:
             for path, label in getattr(split.dataset, "samples", []):
                 digest.update(f"{Path(path).name} {Path(path).stat().st_size} {label}\n".encode())
@@ -41,16 +42,12 @@ def teacher_print(teacher: str | nn.Module | None) -> str | None:
     if isinstance(teacher, nn.Module):
         digest = hashlib.sha256()
         for name, tensor in teacher.state_dict().items():
-            digest.update(name.encode() + raw(tensor))
+            digest.update(name.encode())
+            digest.update(raw(tensor[None])[0])
         return digest.hexdigest()[:16]
     if teacher is None or not Path(teacher).exists():
         return teacher
     return hashlib.sha256(runs.student_file(teacher).read_bytes()).hexdigest()[:16]
-
-
-def raw(x: torch.Tensor) -> bytes:
-    """Its bytes, in the order of its elements."""
-    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def changed(folder: Path, now: Mapping[str, Any]) -> list[str]:

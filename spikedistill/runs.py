@@ -70,9 +70,16 @@ def open_run(
     if changes := differences({**defaults, **read_json(out / "config.json")}, config):
         hint = "choose another --out, or --overwrite to lose it"
         raise SpecError([f"out: '{out}' holds a run with other settings ({changes}); {hint}"])
-    if (out / "checkpoint.pt").exists() and not is_zipfile(out / "checkpoint.pt"):
-        raise SpecError([f"out: '{out / 'checkpoint.pt'}' is damaged: delete it, and the run begins again"])
+    if mistakes := damaged(out):
+        raise SpecError(mistakes)
     return read_json(out / "result.json") if (out / "result.json").exists() else None
+
+
+def damaged(out: Path) -> list[str]:
+    """The mistake where a run cannot go on from its checkpoint."""
+    file = out / "checkpoint.pt"
+    cut = file.exists() and not is_zipfile(file)
+    return [f"out: '{file}' is damaged: delete it, and the run begins again"] if cut else []
 
 
 def begun(out: Path) -> None:

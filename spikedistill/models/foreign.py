@@ -336,3 +336,8 @@ def measure_dims(model: nn.Module, x: Tensor) -> dict[str, int]:
         if len(level) > 1:
             return level
     return found
+
+
+def has_foreign_neurons(model: nn.Module) -> bool:
+    """Whether its neurons are another library's, whose state is reset and kept by `Spiking` alone."""
+    return any(isinstance(m, Spiking) for m in model.modules())

@@ -102,9 +102,7 @@ def methods(c: Config) -> dict[str, str]:
 
 def check(c: Config) -> tuple[None, list[str]]:
     """The mistakes that can be found without loading anything."""
-    mistakes = []
-    if not c.seeds or len(set(c.seeds)) < len(c.seeds):
-        mistakes.append(f"seeds: {','.join(map(str, c.seeds)) or 'none'}: give each once, such as 0,1,2")
+    mistakes = distill.repeated("seeds", c.seeds)
     if not paired(c)["pair"]:
         hint = "--pair folder:PATH, and --pair-classes common where they have some classes more"
         mistakes.append(f"pair: which images are of the classes of {c.data}? {hint}")

@@ -167,6 +167,12 @@ def read(settings: Mapping[str, Any], config: type[BaseModel] = Config) -> tuple
     return c, mistakes
 
 
+def repeated(name: str, given: Sequence[Any]) -> list[str]:
+    """The mistake of a list that is empty or has something twice."""
+    text = ",".join(map(str, given)) or "none"
+    return [] if given and len({*given}) == len(given) else [f"{name}: {text}: give each once, such as 0,1,2"]
+
+
 def check(c: Config, given: Iterable[str] = ()) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
     """The methods with their settings, and the mistakes in a config. `given` names what was passed as an object."""
     chosen, mistakes, extra = [], [], dict(c.model_extra or {})

@@ -78,11 +78,7 @@ NAMES = {0: "no KD", 1: "direct", 2: "via assistant"}
 
 def check(c: Config) -> tuple[None, list[str]]:
     """The mistakes that can be found without loading anything."""
-    mistakes = []
-    for name in ("stages", "seeds"):
-        given = getattr(c, name)
-        if not given or len(set(given)) < len(given):
-            mistakes.append(f"{name}: {','.join(map(str, given)) or 'none'}: give each once, such as 0,1,2")
+    mistakes = distill.repeated("stages", c.stages) + distill.repeated("seeds", c.seeds)
     wanted = (("student", c.student), ("assistant", c.assistant), ("teacher", c.teacher))
     for name, text in wanted:
         mistakes += [f"{name}: {m}" for m in models.check(text)]

@@ -18,7 +18,7 @@ from torch import nn
 from spikedistill import data as data_sets
 from spikedistill import models, runs, transforms
 from spikedistill.core.step import Batch
-from spikedistill.models.foreign import Spiking
+from spikedistill.models.foreign import has_foreign_neurons
 from spikedistill.neurons import Neuron
 from spikedistill.recipes import distill
 from spikedistill.spec import SpecError, parse
@@ -78,8 +78,7 @@ def run(c: Config) -> dict[str, str]:
         mistakes.append(f"retrain_for: {c.retrain_for} is for --to {c.retrain_for}, this is --to {c.to}")
     neurons = [m for m in student.modules() if isinstance(m, Neuron)]
     if not neurons:
-        foreign = any(isinstance(m, Spiking) for m in student.modules())
-        why = "its neurons are another library's" if foreign else "it is an ANN"
+        why = "its neurons are another library's" if has_foreign_neurons(student) else "it is an ANN"
         mistakes.append(f"run: '{c.run}' has no spiking neurons of this package: {why}")
     if mistakes:
         raise SpecError(mistakes)

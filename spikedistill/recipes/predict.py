@@ -20,7 +20,7 @@ from spikedistill import runs
 from spikedistill.data.encode import spikes
 from spikedistill.data.folders import Pictures
 from spikedistill.inference import Stream, stepwise, whole
-from spikedistill.models.foreign import Spiking
+from spikedistill.models.foreign import has_foreign_neurons
 from spikedistill.recipes import export
 from spikedistill.spec import SpecError
 
@@ -79,7 +79,7 @@ def run(c: Config) -> dict[str, Any]:
     trained = len(frames) if isinstance(frames, list) else getattr(model, "steps", None)
     if c.steps and trained and c.steps > trained:
         mistakes.append(f"steps: {c.steps} will not do: the student was trained with {trained}, give 1 to {trained}")
-    if c.steps and any(isinstance(m, Spiking) for m in model.modules()):
+    if c.steps and has_foreign_neurons(model):
         mistakes.append("steps: the neurons of this student are another library's: it takes those it was built with")
     if c.files and about.get("shape") and about["shape"][0] not in (1, 3):
         mistakes.append(f"files: the student takes samples of {about['shape'][0]} channels, which no image file has")

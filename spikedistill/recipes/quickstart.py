@@ -57,8 +57,7 @@ class Config(BaseModel):
 
 def check(c: Config) -> tuple[None, list[str]]:
     """The mistakes that can be found without loading anything."""
-    given = ",".join(map(str, c.seeds))
-    mistakes = [] if given and len({*c.seeds}) == len(c.seeds) else [f"seeds: {given or 'none'}: give each once, 0,1,2"]
+    mistakes = distill.repeated("seeds", c.seeds)
     mistakes += [f"teacher: {m}" for m in models.check(c.teacher)]
     mistakes += [f"widths: {m}" for m in models.check(f"small(widths={c.widths})")]
     trial, wrong = distill.read({"data": c.data, "root": c.root, "augment": c.augment, "method": ["ce"]})

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,6 @@ class Table:
 def show(table: Table) -> None:
     """Print to the terminal; numbers are aligned to the right."""
     from rich import box
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table as Rich
 
@@ -32,7 +32,14 @@ def show(table: Table) -> None:
         drawn.add_column(head, justify="right" if i else "left", min_width=longest)
     for row in table.rows:
         drawn.add_row(*map(escape, row))
-    Console(width=None if sys.stdout.isatty() else 1000).print(drawn)  # a file or pipe is as wide as the table
+    console().print(drawn)
+
+
+def console() -> Any:
+    """rich's, as wide as the terminal; a file or pipe is as wide as its longest line."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 1000)
 
 
 def markdown(table: Table) -> str:

@@ -102,8 +102,8 @@ class Crew:
         """Run those that are not finished. Returns (name, why) of those that failed; `must` raises for them instead,
         and waits for what another process is working on, where otherwise it is left to it.
         """
-        if others := [job.other for job in jobs if job.other]:
-            raise SpecError([f"out: {other}" for other in others])
+        if others := [f"out: {other}" for job in jobs if (other := job.other)]:
+            raise SpecError(others)
         todo = [job for job in jobs if not job.finished]
         if self.c.progress and len(todo) < len(jobs):
             print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished already", file=sys.stderr)
@@ -125,8 +125,8 @@ class Crew:
 
     def one(self, job: Job, must: bool = False) -> str | None:
         """Run one job; None where it is finished, else why it is not."""
-        if job.other:
-            return job.other
+        if other := job.other:
+            return other
         while not job.finished and not self.stopped:
             with claim(self.locks / f"{job.folder.parent.name}-{job.name}") as lock:
                 if lock is not None:

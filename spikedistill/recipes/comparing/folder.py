@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 from spikedistill import runs
 from spikedistill.origin import changed
@@ -34,11 +33,10 @@ def folder_mistakes(c: Any, jobs: Sequence[Job], origin: Mapping[str, Any]) -> l
         try:
             other = job.other
             made = runs.read_json(job.folder / "machine.json")["versions"]
-            checkpoint = job.folder / "checkpoint.pt"
             if job.finished:
                 comparison.measures(job.name, {0: runs.read_json(job.folder / "result.json")})
-            elif checkpoint.exists() and not is_zipfile(checkpoint):
-                mistakes.append(f"out: '{checkpoint}' is damaged: delete it, and the run begins again")
+            else:
+                mistakes += runs.damaged(job.folder)
         except (SpecError, KeyError, TypeError, AttributeError) as error:
             mistakes.append(
                 f"out: {where} is damaged ({str(error) or type(error).__name__}): delete it to run it again"
