@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import isclose, nan
 
 from torch import nn
 
-from spikedistill.core.schedule import Schedule
+from spikedistill.core.schedule import Schedule, scaled
 from spikedistill.core.step import Batch, Objective, Pass
 
 Terms = dict[str, tuple[float | Schedule, Objective]]
@@ -37,24 +38,40 @@ class MergeError(ValueError):
 def merge(*plans: Plan) -> Plan:
     """The union of plans, in the order written: all their passes, terms, `prepare` and `after_step`.
 
-    A pass or term that two plans share by name must mean the same in both. Raises MergeError naming it otherwise.
+    A pass or term that two plans share by name must mean the same in both. Only the size of a loss is free: where the
+    terms they share (labels, mostly) have other weights in the later plan, all of it is scaled until these agree, so
+    each method keeps its own balance: kd(ce=0.1, weight=0.9) beside labels of weight 1 adds 9 x KD. A term of weight 0
+    is taken from the other plan. Raises MergeError naming the pass or term otherwise.
     """
     first, *rest = plans
     for plan in rest:
-        passes, loss = dict(first.passes), dict(first.loss)
+        passes, factor = dict(first.passes), _factor(first.loss, plan.loss)
         for name, new in plan.passes.items():
             old = passes.setdefault(name, new)
             if old is not new and (old.model is not new.model or replace(old, model=new.model) != new):
                 raise MergeError(f"pass '{name}' means two things: {_pass(old)} and {_pass(new)}")
+        loss = dict(first.loss)
         for name, (weight, objective) in plan.loss.items():
-            old_weight, old = loss.setdefault(name, (weight, objective))
-            if old_weight != weight or not same(old, objective):
-                raise MergeError(
-                    f"term '{name}' means two things: {_at(old_weight)} x {_short(old)} "
-                    f"and {_at(weight)} x {_short(objective)}; give both methods the same settings"
-                )
+            if name not in loss or not loss[name][0]:
+                loss[name] = (scaled(weight, factor), objective)
         first = Plan(passes, loss, _then(first.prepare, plan.prepare), [*first.after_step, *plan.after_step])
     return first
+
+
+def _factor(old: Terms, new: Terms) -> float:
+    """What the weights of `new` are multiplied by for the terms that both have to weigh what they do in `old`."""
+    factors: dict[str, float] = {}
+    for name in [name for name in new if name in old]:
+        (a, ours), (b, theirs) = old[name], new[name]
+        if not a or not b:
+            continue
+        factors[name] = 1.0 if a == b else nan if callable(a) or callable(b) else a / b
+        if not same(ours, theirs) or not all(isclose(factors[name], f) for f in factors.values()):
+            raise MergeError(
+                f"term '{name}' means two things: {_at(a)} x {_short(ours)} and {_at(b)} x {_short(theirs)}; "
+                "give both methods the same settings"
+            )
+    return next(iter(factors.values()), 1.0)
 
 
 def same(a: object, b: object) -> bool:

@@ -11,6 +11,11 @@ def at(value: float | Schedule, progress: float) -> float:
     return value(progress) if callable(value) else value
 
 
+def scaled(value: float | Schedule, factor: float) -> float | Schedule:
+    """A number, or a schedule, times a factor."""
+    return value if factor == 1 else (lambda p: factor * value(p)) if callable(value) else factor * value
+
+
 def linear(start: float, end: float) -> Schedule:
     return lambda p: start + (end - start) * p
 

@@ -75,7 +75,7 @@ class Config(BaseModel):
     transform: list[str] = []
     """Rewrites of the student before training, "tt_snn(rank=8)"; folded back into plain layers after it."""
     method: list[str] = ["bkd"]
-    """One or more methods of `spikedistill list methods`, separated by commas."""
+    """One or more methods of `spikedistill list methods`, joined by + or commas."""
     steps: Annotated[int, Field(ge=1)] = 4
     """Time steps T of the student; of events, the frames of a sample."""
     epochs: Annotated[int, Field(ge=1)] = 10
@@ -131,8 +131,8 @@ class Config(BaseModel):
         return split(value) if isinstance(value, str) else value
 
 
-def split(text: str, at: str = ",") -> list[str]:
-    """'kd,bkd(blur=0.4, tau=2)' -> ['kd', 'bkd(blur=0.4, tau=2)']: at commas (or any of `at`) outside brackets."""
+def split(text: str, at: str = ",+") -> list[str]:
+    """'kd + bkd(blur=0.4, tau=2)' -> ['kd', 'bkd(blur=0.4, tau=2)']: at commas and + (any of `at`) outside brackets."""
     words, depth = [""], 0
     for letter in text:
         depth += (letter in "([{") - (letter in ")]}")
@@ -327,6 +327,7 @@ def train(c: Config, out: Path, student: Any, teacher: Any, data: Any, title: st
     result["wall_seconds"] = time.perf_counter() - began
     result["shape"] = list(data.shape)
     result["teacher_calls"] = calls.report()
+    result["loss"] = {name: "schedule" if callable(weight) else weight for name, (weight, _) in plan.loss.items()}
     if cache:
         kept = ("asked", "hits", "full", "computed", "seconds")
         result["teacher_cache"] = {name: getattr(cache, name) for name in kept}

@@ -153,6 +153,9 @@ def origin(machine: Mapping[str, Any], result: Mapping[str, Any]) -> Section:
     facts = [("versions", ", ".join(f"{k} {v}" for k, v in machine["versions"].items()))]
     facts += [(k, str(machine[k])) for k in ("processor", "gpu", "system", "threads") if k in machine]
     facts += [("command", " ".join(machine.get("command", [])))]
+    if "loss" in result:
+        loss = {name: w if isinstance(w, str) else f"{w:.4g}" for name, w in result["loss"].items()}
+        facts += [("loss", " + ".join(f"{weight} {name}" for name, weight in loss.items()))]
     facts += [
         (k.replace("_", " "), f"{result[k]:,}" if isinstance(result[k], int) else str(result[k]))
         for k in ("seed", "best_epoch", "processes", "peak_memory_bytes", "teacher_calls")

@@ -24,16 +24,35 @@ def test_merge_is_the_union_in_the_order_written():
 
 def test_one_name_with_two_meanings_is_an_error_that_names_it():
     student, teacher = toy_student(), toy_teacher()
-    with pytest.raises(MergeError, match=r"term 'ce' means two things: 0.1 x CE.* and 1 x CE"):
-        merge(kd(student, teacher, ce=0.1), bkd(student, teacher))
-    with pytest.raises(MergeError, match="term 'kd'"):
+    with pytest.raises(MergeError, match=r"term 'kd' means two things: 1 x KD.* and 1 x KD"):
         merge(kd(student, teacher, tau=2.0), kd(student, teacher, tau=3.0))
+    with pytest.raises(MergeError, match=r"term '(ce|kd)' means two things"):  # no one factor makes both terms agree
+        merge(kd(student, teacher), kd(student, teacher, ce=0.1, weight=0.9))
+    with pytest.raises(MergeError, match="term 'kd' means two things: a schedule x"):
+        merge(Plan({}, {"kd": (schedule.linear(1, 0), KD())}), Plan({}, {"kd": (2.0, KD())}))
     with pytest.raises(MergeError, match="pass 'teacher' means two things"):
         merge(kd(student, teacher), bkd(student, toy_teacher()))
     with pytest.raises(MergeError, match="pass 'student'"):
         merge(ce(student), Plan({"student": Pass(student, steps=7, grad=True)}, {}))
     with pytest.raises(MergeError, match="term 'bkd'"):  # two restoration blocks are two things
         merge(bkd(student, teacher), bkd(student, teacher))
+
+
+def test_a_plan_is_scaled_until_shared_terms_weigh_the_same():
+    student, teacher = toy_student(), toy_teacher()
+    mixed = kd(student, teacher, ce=0.1, weight=0.9)
+    weights = {name: weight for name, (weight, _) in merge(bkd(student, teacher, weight=3.0), mixed).loss.items()}
+    assert weights == pytest.approx({"ce": 1.0, "bkd": 3.0, "wsld": 1.0, "kd": 9.0})
+    weights = {name: weight for name, (weight, _) in merge(mixed, bkd(student, teacher, weight=3.0)).loss.items()}
+    assert weights == pytest.approx({"ce": 0.1, "kd": 0.9, "bkd": 0.3, "wsld": 0.1})  # a tenth of the above
+
+    fading = Plan({}, {"ce": (2.0, CE()), "other": (schedule.linear(4, 0), PerStep(CE()))})
+    other = merge(Plan({}, {"ce": (1.0, CE())}), fading).loss["other"][0]
+    assert [other(p) for p in (0.0, 0.5, 1.0)] == [2.0, 1.0, 0.0]
+
+    for pair in ([ce(student), kd(student, teacher, ce=0.0)], [kd(student, teacher, ce=0.0), ce(student)]):
+        loss = merge(*pair).loss
+        assert (loss["ce"][0], loss["kd"][0]) == (1.0, 1.0)  # a weight of 0 asks for nothing
 
 
 def test_prepare_and_after_step_are_composed():

@@ -179,13 +179,13 @@ def test_rows_that_cannot_share_the_student_are_named(how, tmp_path, monkeypatch
 
     monkeypatch.setitem(METHODS, "another", another)
     monkeypatch.setitem(METHODS, "ann", ann)
-    rows = "ce; another; ann; flat = ce; far = bkd(tap='stage9'); two = kd(ce=0.1)+bkd"
+    rows = "ce; another; ann; flat = ce; far = bkd(tap='stage9'); two = kd(tau=2)+activity"
     text = mistakes(rows, how, row={"flat": {"transform": "tt_snn(rank=2, where='no*')"}})
     assert "row 'another' does not train the student: it cannot share one" in text
     assert "row 'far': bkd: student (Small) publishes no tap 'stage9'" in text
     assert "row 'ann' makes a network without spiking neurons of the student" in text
     assert "row 'flat': transform: tt_snn: where='no*' names no 3x3 convolution" in text
-    assert "row 'two'" in text and "term 'ce' means two things" in text and "row 'ce'" not in text
+    assert "row 'two'" in text and "term 'kd' means two things" in text and "row 'ce'" not in text
     assert not (tmp_path / "out" / "runs").exists()
 
 

@@ -241,8 +241,10 @@ def test_unknown_tap_lists_the_valid_ones(pictures, teacher, tmp_path):
 
 
 def test_methods_that_do_not_go_together_are_named(pictures, teacher, tmp_path):
-    with pytest.raises(SpecError, match="do not go together: term 'ce' means two things"):
-        distill(data=pictures, student=STUDENT, teacher=teacher, methods="kd(ce=0.1),bkd", out=str(tmp_path / "x"))
+    with pytest.raises(SpecError, match=r"kd and activity.* do not go together: term 'kd' means two"):
+        distill(
+            data=pictures, student=STUDENT, teacher=teacher, methods="kd + activity(tau=2)", out=str(tmp_path / "x")
+        )
 
 
 def test_a_folder_is_never_overwritten_silently(pictures, tmp_path, capsys):
@@ -313,7 +315,7 @@ def test_the_readme_loop_one_level_down():
 
 
 def test_split_at_commas_outside_brackets():
-    assert split("kd, bkd(blur=0.4, tau=2),tet") == ["kd", "bkd(blur=0.4, tau=2)", "tet"]
+    assert split("kd, bkd(blur=0.4, tau=2)+tet") == ["kd", "bkd(blur=0.4, tau=2)", "tet"]
 
 
 def test_show_and_list_and_cp(capsys, tmp_path):

@@ -68,7 +68,7 @@ def test_a_run_has_every_figure_and_needs_nothing_else(compared, tmp_path, capsy
     names = {p.name for p in (tmp_path / "f").iterdir()}
     assert names == {f"{n}.{e}" for n in figures_of(html) for e in ("svg", "pdf")}
     result = json.loads((compared / "runs" / "kd-0" / "result.json").read_text())
-    for text in (f"{result['test']['accuracy']:.2%}", "torch", "seed 0", "kd", "teacher", "int4", "precision"):
+    for text in (f"{result['test']['accuracy']:.2%}", "torch", "seed 0", "1 ce + 1 kd", "teacher", "int4", "precision"):
         assert text in html, text
     assert "mean of 36 values" in html or "mean of" in html
 
