@@ -33,8 +33,9 @@ Every plan is built with default settings for `small(classes=10)` as student and
 - **teacher** needed, used if there is one, or none. **further passes** other forward passes in a step of training.
 - **taps** what is read beside the logits. **time** "per step" where a term sees more of the student than
   means over time.
-- **extra** parameters that exist in training only. **merges with** other methods by default settings; those left out
-  give one name two meanings, mostly two weights of the labels, which equal settings mend.
+- **extra** parameters that exist in training only. **merges with** other methods by default settings, each with the
+  balance of labels to its own terms that it has alone. Left out are those that show teacher or student other data
+  (`ckd`, `hsd`), and labels that fade (`tks`; with `static=yes` it merges).
 - **cost** of a step of training against `ce`, measured, in brackets with a cached teacher, see `results/`.
 
 """

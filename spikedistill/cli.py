@@ -249,7 +249,7 @@ def start(recipe: str, tokens: Sequence[Any]) -> None:
     settings, mistakes = flags(tokens)
     if "config" in settings:
         from_file, wrong = config_file(settings.pop("config"))
-        settings, mistakes = from_file | settings, mistakes + wrong
+        settings, mistakes = over(from_file, settings), mistakes + wrong
     c, wrong = read(settings, module.Config)
     mistakes += wrong
     if c is not None and hasattr(module, "check"):
@@ -260,6 +260,12 @@ def start(recipe: str, tokens: Sequence[Any]) -> None:
     result = module.run(c)
     if recipe == "distill" and isinstance(result, dict):
         report(result)
+
+
+def over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` wins, key by key in sections, too."""
+    inner = {k: over(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    return below | above | inner
 
 
 def reuse_memory() -> None:
@@ -313,7 +319,8 @@ def _is_flag(token: Any) -> bool:
 def config_file(name: Any) -> tuple[dict[str, Any], list[str]]:
     """The settings in a TOML, YAML or JSON file, or a run folder's, and mistakes."""
     path = Path(str(name))
-    path = path / "config.json" if path.is_dir() else path
+    of_run = path.is_dir()
+    path = path / "config.json" if of_run else path
     try:
         text = path.read_text()
         if path.suffix == ".toml":
@@ -334,7 +341,10 @@ def config_file(name: Any) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"config: '{path}' is not valid {path.suffix[1:].upper()}: {' '.join(str(error).split())}"]
     if not isinstance(content, dict):
         return {}, [f"config: '{path}' should hold settings by name, it holds a {type(content).__name__}"]
-    return {str(k).replace("-", "_"): v for k, v in content.items()}, []
+    settings = {str(k).replace("-", "_"): v for k, v in content.items()}
+    if of_run:
+        settings.pop("overwrite", None)  # it was for the command that made the run, and earlier versions kept it
+    return settings, []
 
 
 def report(result: dict[str, Any]) -> None:
@@ -356,7 +366,7 @@ def report(result: dict[str, Any]) -> None:
 
 
 @app.command(name="report")
-def report_(path: Path, *, out: Path | None = None, figures: Path | None = None) -> None:
+def report_(path: Path, *, out: Path | None = None, figures: Path | None = None, trust_code: bool = False) -> None:
     """Write one HTML file about a run, a comparison or a recipe.
 
     Parameters
@@ -364,10 +374,11 @@ def report_(path: Path, *, out: Path | None = None, figures: Path | None = None)
     path: a run folder, or the folder of a comparison or of a recipe.
     out: the file to write, by default report.html in that folder.
     figures: a folder for each figure as SVG and PDF.
+    trust_code: import the file.py that built the student or teacher.
     """
     from spikedistill.report import page
 
-    print(page.write(path, out, figures))
+    print(page.write(path, out, figures, trust_code))
 
 
 @app.command
@@ -402,7 +413,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
     except SpecError as error:
         fail(error.mistakes)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        again = "without --overwrite the" if "--overwrite" in (sys.argv if tokens is None else tokens) else "the"
+        print(f"\nstopped; {again} same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if type(error).__name__ == "Mismatch":
@@ -411,6 +423,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
         # errors of ours that a user can act on, looked up by name so that nothing heavy is imported for this
         if type(error).__name__ in ("TrainingError", "DataError", "MissingData", "TapError"):
             fail([str(error)])
+        if isinstance(error, OSError) and error.filename is not None:  # a folder that is read-only, a disk that is full
+            fail([f"'{error.filename}': {error.strerror}"])
         raise
 
 

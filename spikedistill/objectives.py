@@ -25,6 +25,9 @@ class CE(nn.Module):
         z = wide(z).sum(0) if self.counts else rate(z)
         return F.cross_entropy(z, step.batch["y"], label_smoothing=self.label_smoothing)
 
+    def extra_repr(self) -> str:
+        return f"label_smoothing={self.label_smoothing}" if self.label_smoothing else ""
+
 
 class KD(nn.Module):
     """`kd_loss` of time-mean logits. tau: temperature, a number or a schedule."""
@@ -35,6 +38,9 @@ class KD(nn.Module):
 
     def forward(self, step: Step) -> Tensor:
         return kd_loss(rate(step[self.s].logits), rate(step[self.t].logits), at(self.tau, step.progress))
+
+    def extra_repr(self) -> str:
+        return f"tau={self.tau if isinstance(self.tau, int | float) else 'a schedule'}"
 
 
 class KDPerStep(nn.Module):

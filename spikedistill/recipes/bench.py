@@ -8,7 +8,7 @@ are left out by name. Give it the machine for itself: another program on the sam
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
@@ -399,17 +399,24 @@ def run(c: Config) -> list[dict[str, Any]]:
         runs.write_json(file, {"parts": {p: found[p] for p in PARTS if p in found}})
         for table in drawn(part, rows, c):
             tables.show(table)
-    text = "\n".join(tables.markdown(t) for p in PARTS if p in found for t in drawn(p, found[p]["rows"], c))
-    about = runs.machine()
-    head = (
-        f"{about['processor']}, {about['threads']} threads, torch {about['versions']['torch']}; medians of {c.rounds} "
-    )
-    (out / "speed.md").write_text(f"{head}rounds (quartiles), made by `spikedistill bench`\n\n{text}")
+    (out / "speed.md").write_text(page({p: found[p] for p in PARTS if p in found}))
     if {"vgg", "steps"} <= found.keys():
         by_t = [row for row in found["steps"]["rows"] if not row.get("recompute")]
         figures.speed(found["vgg"]["rows"], by_t, out / "speed.svg")
     print(f"Tables: {out}")
     return [found[part] for part in c.parts]
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """speed.md: every part under the settings and machine that it was measured with, said once while they are equal."""
+    text, last = "", ""
+    for part, of in found.items():
+        about, c = of["machine"], Config.model_validate(of["config"])
+        head = f"{about['processor']}, {about['threads']} threads, torch {about['versions']['torch']}; "
+        head += f"medians of {c.rounds} rounds (quartiles), made by `spikedistill bench`\n\n"
+        text += (head if head != last else "") + "\n".join(map(tables.markdown, drawn(part, of["rows"], c))) + "\n"
+        last = head
+    return text.rstrip("\n") + "\n"
 
 
 def drawn(part: str, rows: list[dict[str, Any]], c: Config) -> list[tables.Table]:

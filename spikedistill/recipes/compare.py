@@ -70,7 +70,7 @@ class Config(distill.Config):
 
     @field_validator("method", mode="before")
     @classmethod
-    def _split(cls, value: Any) -> Any:
+    def _rows(cls, value: Any) -> Any:
         return distill.split(value, ";") if isinstance(value, str) else value
 
     @field_validator("seeds", mode="before")

@@ -194,6 +194,8 @@ def check(c: Config, given: Iterable[str] = ()) -> tuple[list[tuple[str, dict[st
         if not isinstance(section, Mapping):
             mistakes.append(f"{name}: {section!r} will not do: give settings as {name}.KEY")
             section = {}
+        for key in [key for key in section if str(keywords.get(key, section[key])) != str(section[key])]:
+            mistakes.append(f"{name}.{key}: it is {keywords[key]} in '{text}' and {section[key]} here: give it once")
         clean, wrong = bind(METHODS[name], keywords | dict(section), name, skip=2)
         mistakes += wrong
         chosen.append((name, clean))
@@ -270,7 +272,7 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
     out = Path(c.out)
     if c.teacher and out.exists() and out.resolve() in (Path(c.teacher).resolve(), Path(c.teacher).resolve().parent):
         raise SpecError([f"out: '{out}' is the folder of the teacher: choose another --out"])
-    finished = runs.open_run(out, c.model_dump(), c.overwrite, Config().model_dump())
+    finished = runs.open_run(out, c.model_dump(exclude={"overwrite"}), c.overwrite, Config().model_dump())
     if finished:
         if (out / "origin.json").exists():
             refuse_others(out, origin(data or load_data(c), c.teacher if teacher is None else teacher))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spikedistill import data as data_sets
 from spikedistill import runs
 from spikedistill.core.taps import infer
-from spikedistill.origin import changed, teacher_print
+from spikedistill.origin import changed, fingerprint, teacher_print
 from spikedistill.report import comparison, energy, figures, streams
 from spikedistill.report.activity import activity
 from spikedistill.report.tables import Table
@@ -42,11 +42,14 @@ class Section:
         ]
 
 
-def write(path: str | Path, out: str | Path | None = None, figures_to: str | Path | None = None) -> Path:
+def write(
+    path: str | Path, out: str | Path | None = None, figures_to: str | Path | None = None, trust_code: bool = False
+) -> Path:
     """Write the report of a folder of a run, comparison or recipe, as `report.html` in it or `out`; returns its path.
 
-    figures_to: a folder for each figure as SVG and PDF. Raises SpecError for a folder that holds none of these, or a
-    run that is not finished, and where a file is in the way that is not a report.
+    figures_to: a folder for each figure as SVG and PDF.  trust_code: as for `load`.
+    Raises SpecError for a folder that holds none of these, a run that is not finished, or a file in the way that is not
+    a report.
     """
     path = Path(path)
     if (path / "compare.json").exists():
@@ -54,7 +57,7 @@ def write(path: str | Path, out: str | Path | None = None, figures_to: str | Pat
     elif not (path / "config.json").exists() and (recipe := recipe_of(path)):
         page = of_recipe(path, recipe)
     else:
-        page = of_run(path)
+        page = of_run(path, trust_code)
     out = Path(out) if out else path / "report.html"
     if out.is_dir():
         out = out / "report.html"
@@ -87,7 +90,7 @@ def render(page: Mapping[str, Any]) -> str:
 # A run
 
 
-def of_run(folder: Path) -> dict[str, Any]:
+def of_run(folder: Path, trust_code: bool = False) -> dict[str, Any]:
     """What the page of a run shows."""
     if not (folder / "config.json").exists():
         started = sorted(p.parent.name for p in folder.glob("*/config.json"))
@@ -106,10 +109,11 @@ def of_run(folder: Path) -> dict[str, Any]:
     sections = [Section("Training", {"curves": (figures.curves(history, result["best_epoch"]), "")})]
     missing = []
     try:
-        seen = look(folder, config, result)
+        seen = look(folder, config, result, trust_code)
     except (SpecError, data_sets.DataError, OSError) as error:
         seen = None
         missing = [f"Without rasters, confusion and disagreements: {' '.join(str(error).split())}"]
+    missing += seen["without"] if seen else []
     teacher_accuracy = seen["teacher_accuracy"] if seen else None
     if len(test["by_step"]) > 1:
         caption = (
@@ -170,24 +174,32 @@ def footer(machine: Mapping[str, Any]) -> str:
     )
 
 
-def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+def look(
+    folder: Path, config: Mapping[str, Any], result: Mapping[str, Any], trust_code: bool = False
+) -> dict[str, Any]:
     """Run the student, and the teacher where it can be found, over the data of the result, as the page shows them.
 
     These are the test data, or with --no-test, which leaves them alone, those of validation. Raises SpecError where
     data or teacher are no longer those of the run.
     """
-    student = runs.load(folder, fast=False)
+    without: list[str] = []
+    student = runs.load(folder, fast=False, trust_code=trust_code)
     how = data_sets.settings_of(config) | {"download": False}
     data = data_sets.load(config["data"], batch_size=config["batch"], augment="none", valid=config["valid"], **how)
     about = runs.about(folder)
     for what, now in (("classes", [*data.classes]), ("shape", [*data.shape])):
         if about.get(what, now) != now:
             raise SpecError([f"data: {what} of '{config['data']}' are {now} now, the student knows {about[what]}"])
+    if changed(folder, {"data": fingerprint(data)}):
+        raise SpecError([f"data: '{config['data']}' are others than the run was made with"])
     teacher, images = None, data_sets.images_of(data)
     if config.get("teacher") and Path(config["teacher"]).exists():
         if changed(folder, {"teacher": teacher_print(config["teacher"])}):
             raise SpecError([f"teacher: '{config['teacher']}' is another one than the run was made with"])
-        teacher = runs.load(config["teacher"], fast=False)
+        try:
+            teacher = runs.load(config["teacher"], fast=False, trust_code=trust_code)
+        except SpecError as error:
+            without.append(f"Without the teacher: {error}")
     shown = images if images is not None and teacher is not None and of_images(config["teacher"], data) else data
     frames = about.get("frames")  # of a recording, that the student sees; the teacher sees all
     ours = data_sets.at_frames(data, frames)
@@ -216,6 +228,7 @@ def look(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> 
     )
     return {
         "student": student,
+        "without": without,
         "classes": data.classes,
         "frames": frames if ours is not data else None,
         "batch": first,

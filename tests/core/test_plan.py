@@ -28,6 +28,8 @@ def test_one_name_with_two_meanings_is_an_error_that_names_it():
         merge(kd(student, teacher, tau=2.0), kd(student, teacher, tau=3.0))
     with pytest.raises(MergeError, match=r"term '(ce|kd)' means two things"):  # no one factor makes both terms agree
         merge(kd(student, teacher), kd(student, teacher, ce=0.1, weight=0.9))
+    with pytest.raises(MergeError, match=r"1 x CE\(label_smoothing=0.1\) and 1 x CE\(\)"):
+        merge(Plan({}, {"ce": (1.0, CE(label_smoothing=0.1))}), ce(student))
     with pytest.raises(MergeError, match="term 'kd' means two things: a schedule x"):
         merge(Plan({}, {"kd": (schedule.linear(1, 0), KD())}), Plan({}, {"kd": (2.0, KD())}))
     with pytest.raises(MergeError, match="pass 'teacher' means two things"):

@@ -1,5 +1,6 @@
 """What is written computes what the student does, and a writer that is broken is caught where it begins."""
 
+from copy import deepcopy
 from importlib.util import find_spec
 
 import nir
@@ -265,6 +266,35 @@ def test_a_spike_changed_by_rounding_is_no_fault_and_any_other_is(monkeypatch):
         found = check(model, [batch], lambda x, spikes=spikes: Trace(want.logits, spikes), "me")
         assert found.layers["stem.neuron"].differ == 1 and found.exact == 3
         assert found.fault is None if fault is None else fault in str(found.fault)
+
+
+def test_a_file_whose_logits_were_never_compared_is_a_fault(monkeypatch):
+    model, batches = student(), samples()
+    monkeypatch.setattr(verify, "NEAR", 1e9)
+    monkeypatch.setattr(verify, "ASTRAY", 1.0)
+
+    def flipped(x):  # a spike of every sample
+        want, _ = reference(model, x)
+        spikes = want.spikes["stem.neuron"].clone()
+        spikes[0, :, 0, 0, 0] = 1 - spikes[0, :, 0, 0, 0]
+        return Trace(want.logits + 1, want.spikes | {"stem.neuron": spikes})
+
+    assert "no logits could be compared" in str(check(model, batches, flipped, "me").fault)
+    other = deepcopy(model)  # as a folded student, whose spikes are those of the file
+    other.stem.neuron.register_forward_hook(lambda _m, _i, out: torch.cat([flip(out[:1]), out[1:]]))
+    assert "logits" in str(check(model, batches, lambda x: wrong(other, x), "me", folded=other).fault)
+    assert check(model, batches, lambda x: reference(other, x)[0], "me", folded=other).fault is None
+
+
+def flip(out):
+    out = out.clone()
+    out[0, :, 0, 0, 0] = 1 - out[0, :, 0, 0, 0]
+    return out
+
+
+def wrong(model, x):
+    want, _ = reference(model, x)
+    return Trace(want.logits + 1, want.spikes)
 
 
 def test_many_spikes_changed_are_a_fault_even_if_each_could_be_rounding(monkeypatch):

@@ -94,6 +94,10 @@ def test_a_part_is_measured_written_and_joined_to_the_others(tmp_path, capsys):
         and "spikedistill bench" in text
     )
     assert "LIF alone" in capsys.readouterr().out
+    assert text.count("medians of 1 rounds") == 1
+    found["neuron"]["config"]["rounds"] = 7  # a part that was measured by another command
+    text = bench.page(found)
+    assert text.count("medians of 1 rounds") == 2 and text.count("medians of 7 rounds") == 1
     with pytest.raises(SystemExit) as stop:
         cli.main(["bench", "--parts", "vg", "--out", str(tmp_path)])
     assert stop.value.code == 2 and "vgg" in capsys.readouterr().err

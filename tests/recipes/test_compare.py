@@ -79,6 +79,16 @@ def test_rows_seeds_tables_and_the_same_command_again(how, tmp_path, capsys):
     assert wider["rows"][0]["accuracies"][:2] == ce["accuracies"] and len(wider["rows"]) == 3
 
 
+def test_rewrites_for_all_rows_and_runs_of_another_precision(how, tmp_path):
+    how |= {"transform": "tt_snn(rank=2)", "seeds": [0]}
+    result = compare.compare("ce; kd", **how)
+    assert all(row["trained"] < row["parameters"] for row in result["rows"]) and "32-true" not in str(result["notes"])
+    file = tmp_path / "out" / "runs" / "kd-0" / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"precision": "bf16-mixed"}))
+    notes = compare.compare("ce; kd", **how)["notes"]
+    assert "runs were made in 32-true on cpu and in bf16-mixed on cpu" in " ".join(notes)
+
+
 def test_runs_of_a_seed_share_initialisation_order_and_augmentation(how, tmp_path):
     """With steps too small to be seen, whatever is left of training is the initialisation and the norms' statistics."""
     rows = ["ce", "kd", "bkd", "tet", "activity", "kdsnn", "joint_a_snn", "own = sakd(init='matching')"]

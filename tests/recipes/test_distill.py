@@ -146,9 +146,10 @@ def test_config_files_mirror_the_flags(pictures, teacher, tmp_path, ending):
     file = tmp_path / f"c.{ending}"
     file.write_text(text)
     out = tmp_path / "out"
-    cli_ok("distill", "--config", str(file), "--out", str(out), "--bkd.weight", "0.01", "--bkd.blur", "0.25")
+    cli_ok("distill", "--config", str(file), "--out", str(out), "--bkd.weight", "0.01")
     config = json.loads((out / "config.json").read_text())
     assert config["method"] == ["bkd"] and config["epochs"] == 1 and float(config["bkd"]["blur"]) == 0.25
+    assert float(config["bkd"]["weight"]) == 0.01  # a flag of a section leaves the rest of it
 
 
 def test_every_mistake_is_reported_at_once_with_its_path_and_the_nearest_name(capsys, tmp_path):
@@ -260,6 +261,16 @@ def test_a_folder_is_never_overwritten_silently(pictures, tmp_path, capsys):
     (out / "notes.txt").write_text("mine")
     cli_ok(*words, "--lr", "0.1", "--overwrite")
     assert (out / "student.safetensors").read_bytes() != weights and (out / "notes.txt").read_text() == "mine"
+    assert "epochs: 1 there, 2 now" in mistakes_of(capsys, "distill", "--config", str(out), "--epochs", "2")
+    config = json.loads((out / "config.json").read_text())
+    assert "overwrite" not in config  # it was for that command
+    (out / "config.json").write_text(json.dumps(config | {"overwrite": True}))  # as earlier versions kept it
+    assert "epochs: 1 there, 2 now" in mistakes_of(capsys, "distill", "--config", str(out), "--epochs", "2")
+
+
+def test_a_setting_given_in_two_places_is_a_mistake(capsys):
+    words = ["distill", "--data", "fashion-mini", "--method", "bkd(blur=0.1, tau=3)", "--bkd.blur", "0.2"]
+    assert "bkd.blur: it is 0.1 in 'bkd(blur=0.1, tau=3)' and 0.2 here: give it once" in mistakes_of(capsys, *words)
 
 
 def test_foreign_folders_and_places_that_cannot_be_written(tmp_path, capsys):

@@ -139,6 +139,12 @@ def test_data_or_a_teacher_that_have_changed_are_not_shown(compared, tmp_path):
     html = page.write(run).read_text()
     assert set(figures_of(html)) == {"curves", "accuracy_by_step"} and "is another one than the run" in html
     (run / "config.json").write_text(json.dumps(changed | {"teacher": config["teacher"]}))
+    before = (images / "left" / "0.png").read_bytes()
+    Image.new("L", (12, 12), 90).save(images / "left" / "0.png")
+    html = page.write(run).read_text()
+    assert set(figures_of(html)) == {"curves", "accuracy_by_step"} and "are others than the run was made with" in html
+    (images / "left" / "0.png").write_bytes(before)
+    assert set(figures_of(page.write(run).read_text())) >= RUN - {"disagreements"}
     shutil.copytree(images / "left", images / "aardvark")
     html = page.write(run).read_text()
     assert set(figures_of(html)) == {"curves", "accuracy_by_step"} and "aardvark" in html and "Not shown" in html
@@ -156,12 +162,38 @@ def test_a_run_without_test_shows_validation_and_reads_nothing_else(compared, tm
     def without_test(*args, **how):
         return replace(loaded(*args, **how), test=None)
 
+    data = json.loads((out / "origin.json").read_text())["data"]
+    monkeypatch.setattr(page, "fingerprint", lambda _data: data)
     monkeypatch.setattr(page.data_sets, "load", without_test)
     html = page.write(out).read_text()
     samples = json.loads((out / "result.json").read_text())["valid"]["samples"]
     assert f"validation accuracy, {samples} samples" in html and f"{samples} validation samples." in html
     assert "teacher, the same samples" in html and "test samples" not in html
     assert set(figures_of(html)) >= RUN - {"disagreements"}
+
+
+def test_models_of_code_of_yours_are_imported_where_you_trust_it(compared, tmp_path, capsys):
+    config = json.loads((compared / "runs" / "kd-0" / "config.json").read_text())
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nfrom spikedistill.models import small\n"
+        "def ann(classes, channels):\n    return nn.Sequential(nn.Flatten(), nn.Linear(channels * 144, classes))\n"
+        "def snn(classes, channels):\n    return small(classes=classes, channels=channels, widths=(3, 6), steps=3)\n"
+    )
+    ann, snn, by = f"{tmp_path / 'mine.py'}:ann", f"{tmp_path / 'mine.py'}:snn", str(tmp_path / "ann")
+    distill(ann, data=config["data"], methods="ce", **how_of(config), out=by)
+    for student in (config["student"], snn):
+        out = tmp_path / student[-3:]
+        distill(student, by, config["data"], "kd", **how_of(config), out=str(out))
+        html = page.write(out).read_text()
+        assert "would be imported" in html and ("Without the teacher" in html) == (student != snn)
+        assert ("confusion" in figures_of(html)) == (student != snn)  # all but the teacher where the student is ours
+        assert "would be imported" not in page.write(out, trust_code=True).read_text()
+    result = compare(["ce", "kd"], config["student"], by, config["data"], **how_of(config) | {"epochs": 1}, seeds=[0],
+        jobs=0, out=str(tmp_path / "both"))  # fmt: skip
+    assert result["references"] and (tmp_path / "both" / "compare.json").exists()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["report", str(compared), "--figures", str(tmp_path / "mine.py")])
+    assert stop.value.code == 2 and "mine.py': File exists" in capsys.readouterr().err
 
 
 def how_of(config):

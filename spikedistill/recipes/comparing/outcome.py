@@ -16,12 +16,15 @@ from spikedistill.report.summary import many
 
 def summary(c: Any, rows: Sequence[Row], tuned: Mapping[str, Any]) -> dict[str, Any]:
     """Write and print the comparison of what is finished."""
-    out, missing, kinds = Path(c.out), [], set()
+    out, missing, kinds, where = Path(c.out), [], set(), set()
     results: dict[str, dict[int, Any]] = {row.name: {} for row in rows}
     for row in rows:
         for job, seed in zip(jobs_of(c, row), c.seeds):
             if job.finished:
                 results[row.name][seed] = runs.read_json(job.folder / "result.json")
+                if "precision" not in row.own:
+                    of = results[row.name][seed]
+                    where.add(f"{of['precision']} on {of['device'].partition(':')[0]}")
                 kinds.add(json.dumps(runs.read_json(job.folder / "machine.json")["versions"], sort_keys=True))
             else:
                 missing.append(job.name)
@@ -34,6 +37,8 @@ def summary(c: Any, rows: Sequence[Row], tuned: Mapping[str, Any]) -> dict[str, 
         line |= {"tuned": tuned[row.name]} if row.name in tuned else {}
     notes = [f"not finished: {', '.join(missing)}"] if missing else []
     notes += [f"made by {len(kinds)} sets of versions: " + "; ".join(sorted(kinds))] if len(kinds) > 1 else []
+    if len(where) > 1:
+        notes.append(f"runs were made in {' and in '.join(sorted(where))}: rows may differ by more than the method")
     notes += [f"{row.name} {row.note}" for row in rows if row.note]
     if strangers := strange(c, rows):
         notes.append(f"not in this comparison, left alone: {', '.join(strangers)}")
@@ -113,7 +118,7 @@ def references(
     if c.teacher and Path(c.teacher).exists():
         data = distill.load_data(c)
         data = distill.seen_by_teacher(data, [name for row in rows for name in row.methods])
-        teacher = activity(runs.load(c.teacher, fast=False), data.valid or data.test, samples=50)
+        teacher = activity(runs.load(c.teacher, fast=False, trust_code=True), data.valid or data.test, samples=50)
     return energy.table(measured, teacher)
 
 
