@@ -11,7 +11,7 @@ import torch
 
 from spikedistill.core.fit import Passes, Stage, Trainee
 from spikedistill.core.output import Output
-from spikedistill.core.plan import MergeError, Plan, merge
+from spikedistill.core.plan import Plan, merge
 from spikedistill.core.schedule import at
 from spikedistill.core.step import Step
 from spikedistill.methods import METHODS
@@ -35,7 +35,7 @@ Every plan is built with default settings for `small(classes=10)` as student and
   means over time.
 - **extra** parameters that exist in training only. **merges with** other methods by default settings, each with the
   balance of labels to its own terms that it has alone. Left out are those that show teacher or student other data
-  (`ckd`, `hsd`), and labels that fade (`tks`; with `static=yes` it merges).
+  (`ckd`, `hsd`, `static2dvs` beside `ckd`), and labels that fade (`tks`; with `static=yes` it merges).
 - **cost** of a step of training against `ce`, measured, in brackets with a cached teacher, see `results/`.
 
 """
@@ -119,13 +119,15 @@ def sees_steps(plan: Plan) -> bool:
 
 
 def merges_with(name: str, made: dict[str, Plan]) -> str:
-    """The other methods that a plan merges with."""
-    good, bad = [], []
+    """The other methods that a plan merges with, in either order."""
+    good, bad, x = [], [], torch.rand(4, 1, 28, 28)
+    batch = {"x": x, "y": torch.arange(4), "source": x, "rgb": x}
     for other in made.keys() - {name}:
         try:
-            merge(made[name], made[other])
+            for pair in ((name, other), (other, name)):
+                merge(*(made[each] for each in pair)).prepare(batch, 0.25)
             good.append(other)
-        except MergeError:
+        except ValueError:  # MergeError, or streams that both would replace
             bad.append(other)
     if len(good) < len(bad):
         return ", ".join(sorted(good)) or "none"

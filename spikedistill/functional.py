@@ -1,13 +1,16 @@
 """What several methods use: formulas, pure functions of tensors and means over the batch; taps in pairs; rewrites."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spikedistill.core.plan import MergeError
 from spikedistill.core.step import Batch
 from spikedistill.core.taps import TapError, published
+from spikedistill.models.layers import Vote
 from spikedistill.neurons import Neuron
 from spikedistill.spec import SpecError
 
@@ -118,10 +121,10 @@ def stream(batch: Mapping[str, Tensor], name: str, who: str) -> Tensor:
 def replace_source(batch: Batch, share: float, who: str = "replacement") -> Batch:
     """The batch with samples of "source" `replaced` by those of "x"; "swapped" [B] says which.
 
-    Raises ValueError, beginning with `who`, where there is no "source" or another method has replaced it already.
+    Raises ValueError, beginning with `who`, where there is no "source", MergeError where another method has it.
     """
     if "swapped" in batch:
-        raise ValueError(f"{who}: the images of this batch are replaced already: take one of the two methods")
+        raise MergeError(f"{who}: the images of this batch are replaced already: take one of the two methods")
     source, swapped = replaced(stream(batch, "source", who), batch["x"], share)
     return batch | {"source": source, "swapped": swapped}
 
@@ -132,11 +135,14 @@ def mean_square(student: Tensor, teacher: Tensor) -> Tensor:  # same shape twice
 
 
 def classes_of(model: nn.Module, classes: int | None, who: str) -> int:
-    """`classes`, or where it is None the outputs of the model's last linear layer. SpecError where there is none."""
+    """`classes`, or where it is None the outputs of the model's last linear layer, over the votes that a class has.
+
+    Raises SpecError, beginning with `who`, where there is none.
+    """
     sizes = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
     if not (classes or sizes):
         raise SpecError([f"{who}: {type(model).__name__} has no linear layer to tell its classes by: set classes="])
-    return classes or sizes[-1]
+    return classes or sizes[-1] // prod(m.size for m in model.modules() if isinstance(m, Vote))
 
 
 def potential(model: nn.Module, tap: str, who: str) -> str:

@@ -14,6 +14,7 @@ from spikedistill.export.folding import SYNAPSES, fold
 from spikedistill.models.foreign import has_foreign_neurons
 from spikedistill.neurons import Neuron
 from spikedistill.spec import SpecError
+from spikedistill.transforms.tt_snn import needs_all_steps
 
 
 def prepare(model: nn.Module, shape: Sequence[int] | None = None, *, bf16: bool | None = None) -> nn.Module:
@@ -66,7 +67,8 @@ class Stream:
     """A student that is fed one time step after another: `stream(frame)` gives the logits of that step.
 
     The same as the whole sequence in one call, up to rounding. The model is copied; its potentials are kept here.
-    Raises SpecError for a model whose neurons are another library's, as their state is not ours to keep.
+    Raises SpecError for a model whose neurons are another library's, as their state is not ours to keep, and for one
+    whose layers change after half of the steps, whose number a stream does not know.
 
         stream = Stream(model)
         for frame in frames:                  # [B, C, H, W], event counts, or the same image again
@@ -77,6 +79,8 @@ class Stream:
     def __init__(self, model: nn.Module):
         if has_foreign_neurons(model):
             raise SpecError(["the neurons of this student are another library's: it answers for all steps at once"])
+        if needs_all_steps(model):
+            raise SpecError(["layers of this student change after half of its steps: it answers for all steps at once"])
         self.model = deepcopy(model).eval()
         self.layers: list[_Carrying] = []
         for name, module in list(self.model.named_modules()):

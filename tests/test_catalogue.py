@@ -45,6 +45,7 @@ def test_what_a_row_says(fresh):
     assert column["extra"]["bkd"] == f"{2 * (9 * 128**2 + 128):,}" and column["extra"]["kd"] == ""
     assert column["further passes"]["tssd"] == "long" and column["further passes"]["ce"] == ""
     assert column["merges with"]["tet"] == "all" and column["merges with"]["ce"] == "all but tks"
+    assert column["merges with"]["static2dvs"] == "all but ckd"
     for name, row in rows.items():  # it is mutual
         for other in rows.keys() - {name}:
             assert merges(row["merges with"], other) == merges(rows[other]["merges with"], name), (name, other)

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from spikedistill.core.taps import TapError
-from spikedistill.functional import matched, paired
+from spikedistill.functional import classes_of, matched, paired
+from spikedistill.models import build
 from spikedistill.spec import SpecError
 
 
@@ -48,3 +49,12 @@ def test_matched_keeps_refuses_or_interpolates():
     torch.testing.assert_close(matched(torch.full((1, 1, 2, 2), 3.0), x, True, "m"), torch.full((1, 1, 4, 4), 3.0))
     with pytest.raises(ValueError, match="do not fit"):
         matched(torch.rand(2, 5, 6), torch.rand(2, 3, 4), True, "m")
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [("plif_net(vote=10, width=2, hidden=8)", 3), ("vggsnn(vote=4, size=8, widths=((3,), (4,)))", 5), ("small", 7)],
+)
+def test_the_classes_of_a_network_that_votes(text, classes):
+    model = build(text, classes=classes, channels=2)
+    assert classes_of(model, None, "me") == classes and classes_of(model, 9, "me") == 9

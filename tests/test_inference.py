@@ -5,10 +5,12 @@ from copy import deepcopy
 import pytest
 import torch
 
+from spikedistill import transforms
 from spikedistill.core.taps import infer
-from spikedistill.export import fold
+from spikedistill.export import fold, plain
 from spikedistill.inference import Stream, prepare, stepwise, whole
 from spikedistill.models import build
+from spikedistill.spec import SpecError
 from tests.export.wake import awake
 
 MODELS = ["small(widths=(3, 4, 5))", "small(widths=(3, 4), neuron=plif(v_reset=None, tau=3.0))",
@@ -36,6 +38,33 @@ def test_a_stream_of_frames_answers_as_the_whole_sequence(text):
 EVERY = [*MODELS, "ms_resnet18(width=4)", "spikformer(depth=1, dim=16, heads=2)", "qkformer(dim=16, heads=2)",
          "spike_driven(depth=1, dim=16)", "vggsnn(size=8, widths=((3,), (4,)))", "small(widths=(3, 4), neuron=relu)",
          "ann_resnet18(width=4)"]  # fmt: skip
+
+
+def rewritten(neuron, *texts):
+    torch.manual_seed(0)
+    model = build(f"small(widths=(3, 8, 9), neuron={neuron})", classes=3, steps=4, channels=2)
+    for text in texts:
+        transforms.apply(model, text)
+    return awake(model, torch.rand(6, 2, 8, 8))
+
+
+def test_a_network_converted_from_an_ann_streams_from_half_its_threshold_and_is_written_so():
+    model, x = rewritten("relu", "hsd_quantise(levels=4, ceiling=2.0)", "hsd_convert"), torch.rand(5, 6, 2, 8, 8)
+    stream, want = Stream(model), infer(model, x).logits
+    torch.testing.assert_close(torch.stack([stream(frame) for frame in x]), want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(infer(plain(model, x), x).logits, want, atol=1e-5, rtol=1e-5)
+
+
+def test_layers_that_change_after_half_of_the_steps_are_folded_and_do_not_stream():
+    model, x = rewritten("lif", "tt_snn(rank=2, mode=half)"), torch.rand(6, 2, 8, 8)
+    want = infer(model, x).logits
+    for merged in (False, True):
+        if merged:
+            transforms.merge(model)
+        assert model.stage3[1].conv.late.shape == (9, 8, 1, 1) if merged else True
+        torch.testing.assert_close(infer(prepare(model, (2, 8, 8), bf16=False), x).logits, want, atol=1e-4, rtol=1e-4)
+        with pytest.raises(SpecError, match="change after half of its steps"):
+            Stream(model)
 
 
 @pytest.mark.parametrize("text", EVERY)

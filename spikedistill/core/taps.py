@@ -41,7 +41,8 @@ def call(model: nn.Module, x: Tensor, steps: int | None = None, taps: Sequence[s
         for tap, seen in caught.items():
             hook = modules[tap].register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out))
             stack.callback(hook.remove)
-        logits = model(x) if steps is None else model(x, steps=steps)
+        returned = model(x) if steps is None else model(x, steps=steps)
+    logits = returned
     if not isinstance(logits, Tensor) or logits.ndim not in (2, 3):
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"{type(model).__name__} must return logits [B, C] or [T, B, C], it returned {got}")
@@ -52,7 +53,8 @@ def call(model: nn.Module, x: Tensor, steps: int | None = None, taps: Sequence[s
         if len(seen) != 1 or not isinstance(seen[0], Tensor):
             what = f"fired {len(seen)} times" if len(seen) != 1 else f"gave a {type(seen[0]).__name__}"
             raise TapError(f"tap '{tap}' of {type(model).__name__} {what} in one call: a tap is one tensor a call")
-        out[tap] = time_first(seen[0], logits.shape[0], logits.shape[1], tap)
+        is_output = seen[0] is returned  # told by identity, which the cast would have ended
+        out[tap] = logits if is_output else time_first(seen[0], logits.shape[0], logits.shape[1], tap)
     return Output(logits, out)
 
 

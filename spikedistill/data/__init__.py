@@ -116,7 +116,7 @@ def load(
         less: dict[str, Any] = {"steps": steps, "frames": frames, "train_share": train_share}
         clips = load(name, root=root, augment=augment, size=size, **less, **how)
         still = load(pair, root=pair_root, size=pair_size, download=download, augment="none", **how)
-        return paired(clips, still, pair_classes)
+        return paired(clips, still, pair_classes, seed)
     how["augment"] = augment
     if train_share < 1:
         how |= {"download": download, "encode": encode, "steps": steps, "frames": frames}

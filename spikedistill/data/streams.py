@@ -188,9 +188,9 @@ class Pairs:
             yield batch | {"rgb": rgb, "source": as_source(rgb, self.events.shape)}
 
 
-def paired(events: Data, images: Data, classes: str = "all") -> Data:
+def paired(events: Data, images: Data, classes: str = "all", seed: int = 0) -> Data:
     """The events, their training split a `Pairs`; validation and test are of events alone, as the student will be."""
-    pairs: Any = Pairs(events, images, classes)
+    pairs: Any = Pairs(events, images, classes, seed)
     return replace(pairs.events, train=pairs)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spikedistill.core.taps import infer
 from spikedistill.neurons import Neuron
+from spikedistill.transforms.tt_snn import HalfConv2d
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 SYNAPSES = (nn.Conv2d, nn.Linear)
@@ -68,7 +69,10 @@ def absorb(synapse: Any, norm: Any) -> None:
         bias = bias + norm.bias.double()
     if synapse.bias is not None:
         bias = bias + synapse.bias.double() * scale
-    synapse.weight = nn.Parameter((weight * scale.view(-1, *[1] * (weight.ndim - 1))).to(dtype))
+    per_output = scale.view(-1, *[1] * (weight.ndim - 1))
+    synapse.weight = nn.Parameter((weight * per_output).to(dtype))
+    if isinstance(synapse, HalfConv2d):
+        synapse.late = nn.Parameter((synapse.late.double() * per_output).to(dtype))
     synapse.bias = nn.Parameter(bias.to(dtype))
 
 
@@ -78,15 +82,15 @@ class PlainNeuron(nn.Module):
     def __init__(self, neuron: Neuron):
         super().__init__()
         self.decay, self.gain = (float(torch.as_tensor(c).detach()) for c in neuron.coefficients())
-        self.v_th, self.v_reset, self.strict = neuron.v_th, neuron.v_reset, neuron.strict
+        self.v_th, self.v_reset, self.strict, self.start = neuron.v_th, neuron.v_reset, neuron.strict, neuron.start
 
     def forward(self, x: Tensor, steps: int | None = None) -> Tensor:
         rest, v, spikes = self.v_reset or 0.0, None, []
         for t in range(len(x) if steps is None else steps):
             now = x[t if len(x) > 1 else 0]
             h = self.gain * now if v is None else self.decay * v + self.gain * now
-            if rest:
-                h = h + (rest if v is None else (1 - self.decay) * rest)
+            if added := (self.decay * self.start if v is None else 0.0) + (1 - self.decay) * rest:
+                h = h + added
             s = (h > self.v_th if self.strict else h >= self.v_th).to(h.dtype)
             v = h - self.v_th * s if self.v_reset is None else h * (1 - s) + rest * s
             spikes.append(s)

@@ -105,7 +105,7 @@ def reference(model: nn.Module, x: Tensor, steps: int | None = None) -> tuple[Tr
 def potentials(neuron: Neuron, x: Tensor, steps: int) -> Tensor:
     """H of every step, before the reset, [T, B, ...], from currents [T or 1, B, ...]."""
     decay, gain = (float(torch.as_tensor(c).detach()) for c in neuron.coefficients())
-    rest, v, out = neuron.v_reset or 0.0, torch.full_like(x[0], neuron.v_reset or 0.0), []
+    rest, v, out = neuron.v_reset or 0.0, torch.full_like(x[0], neuron.start), []
     for t in range(steps):
         h = decay * v + gain * x[t if len(x) > 1 else 0] + (1 - decay) * rest
         s = (h > neuron.v_th if neuron.strict else h >= neuron.v_th).to(h.dtype)

@@ -57,9 +57,13 @@ class HalfIF(IF):
     def __init__(self):
         super().__init__(v_reset=None, strict=True, detach_reset=False, surrogate=Triangle(1.0))
 
+    @property
+    def start(self) -> float:
+        return self.v_th / 2
+
     def forward(self, x: Tensor, steps: int | None = None) -> Tensor:
         x = x.expand(time_steps(x, steps), *x.shape[1:])
-        return super().forward(torch.cat([x[:1] + self.v_th / 2, x[1:]]))
+        return super().forward(torch.cat([x[:1] + self.start, x[1:]]))
 
 
 class Integrate(nn.Module):

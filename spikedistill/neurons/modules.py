@@ -42,6 +42,11 @@ class Neuron(nn.Module):
         raise NotImplementedError
 
     @property
+    def start(self) -> float:
+        """The potential before the first step."""
+        return self.v_reset or 0.0
+
+    @property
     def how(self) -> dict:
         """The keyword arguments that every form of the neuron takes."""
         names = ("v_th", "v_reset", "strict", "detach_reset", "surrogate")
@@ -57,6 +62,7 @@ class Neuron(nn.Module):
 
     def run(self, x: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Currents [T, B, ...] and a potential to start from -> spikes and the last potential: for streams."""
+        v0 = torch.full_like(x[0], self.start) if v0 is None else v0
         spikes, v = neuron(x, *self.coefficients(), **self.how, v0=v0)
         return spikes, v[-1]
 

@@ -63,8 +63,8 @@ def sgd_stds(
 OPTIMIZERS = {"adamw": adamw, "sgd": sgd, "stds": stds, "sgd_stds": sgd_stds}
 
 
-def check(text: str, select: str = "last") -> list[str]:
-    """The mistakes in the text of an optimiser, and where it does not suit how the epoch to keep is chosen."""
+def check(text: str, select: str = "last", ema: float | None = None) -> list[str]:
+    """The mistakes in the text of an optimiser, and where it does not suit what is kept: which epoch, or an average."""
     try:
         name, positional, keywords = parse(text)
     except SpecError as error:
@@ -74,6 +74,8 @@ def check(text: str, select: str = "last") -> list[str]:
     mistakes = [f"{text}: give settings by name, {name}(key=value)"] if positional else []
     if "stds" in name and select == "best":
         mistakes.append(f"{name} prunes until the last update: it needs --select last, an earlier epoch is not pruned")
+    if "stds" in name and ema:
+        mistakes.append(f"{name} prunes the weights, of which an average is not pruned: leave out --ema")
     return mistakes + bind(OPTIMIZERS[name], keywords, name, skip=4)[1]
 
 

@@ -23,6 +23,7 @@ from spikedistill.inference import Stream, stepwise, whole
 from spikedistill.models.foreign import has_foreign_neurons
 from spikedistill.recipes import export
 from spikedistill.spec import SpecError
+from spikedistill.transforms.tt_snn import needs_all_steps
 
 
 class Config(BaseModel):
@@ -81,6 +82,8 @@ def run(c: Config) -> dict[str, Any]:
         mistakes.append(f"steps: {c.steps} will not do: the student was trained with {trained}, give 1 to {trained}")
     if c.steps and has_foreign_neurons(model):
         mistakes.append("steps: the neurons of this student are another library's: it takes those it was built with")
+    if c.steps and c.steps != trained and needs_all_steps(model):
+        mistakes.append(f"steps: layers of this student change after half of its {trained} steps: it takes all")
     if c.files and about.get("shape") and about["shape"][0] not in (1, 3):
         mistakes.append(f"files: the student takes samples of {about['shape'][0]} channels, which no image file has")
     if mistakes:

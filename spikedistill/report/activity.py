@@ -24,6 +24,7 @@ from spikedistill.core.step import Batch
 from spikedistill.core.taps import eval_mode, infer
 from spikedistill.neurons import Neuron
 from spikedistill.transforms.sparsity import open_positions, synapses
+from spikedistill.transforms.tt_snn import HalfConv2d
 from spikedistill.transforms.unstructured_pruning import Gated
 
 
@@ -218,6 +219,14 @@ def _count(count: _Synapses, module: nn.Module, x: Tensor, out: Tensor, fired: b
     fired: spikes came before, so that what is not whole may be an average of them (an image's pixels are not).
     open_: [O, H, W] of what has an open gate behind it.
     """
+    if isinstance(module, HalfConv2d):
+        parts = [(conv, steps) for conv, steps in module.parts(len(x)) if steps]
+        for conv, steps in parts:
+            _count(count, conv, x[steps], out[steps], fired, open_)
+        dense = sum(count.calls.pop()[0] for _ in parts)
+        count.calls.append((dense, out.shape))
+        count.weights = sum(p.numel() for p in module.parameters())
+        return
     assert isinstance(module, nn.Linear | nn.Conv2d)
     k, unit = 1 if _whole(x) else spikes_averaged(x.float()) if fired else 0, 1.0
     if fired and not k:

@@ -31,9 +31,15 @@ TRANSFORMS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def check(text: str, given: Sequence[str] = ()) -> list[str]:
-    """The mistakes in the text of a transform, found without a model. `given`: settings that the caller will add."""
-    return _read(text, dict.fromkeys(given))[2]
+def check(text: str, given: Sequence[str] = (), select: str = "last") -> list[str]:
+    """The mistakes in the text of a transform, found without a model. `given`: settings that the caller will add.
+
+    select: the epoch that is kept, which has to suit it.
+    """
+    function, _, mistakes = _read(text, dict.fromkeys(given))
+    if function is pruning.unstructured_pruning and select == "best":
+        mistakes.append(f"{text} prunes until training ends: it needs --select last, an earlier epoch is pruned less")
+    return mistakes
 
 
 def apply(model: nn.Module, text: str, **given: Any) -> nn.Module:

@@ -70,6 +70,16 @@ class HalfConv2d(Conv2d):
         late = partial(F.conv2d, weight=self.late, bias=self.bias, stride=self.stride)
         return by_step(input, full_steps(len(input), self.schedule), early, late)
 
+    def parts(self, steps: int) -> list[tuple[Conv2d, list[int]]]:
+        """A plain convolution, and the time steps it is of; twice."""
+        full, parts = full_steps(steps, self.schedule), []
+        for weight, of_full in ((self.weight, True), (self.late, False)):
+            kernel = weight.shape[-1]
+            conv = Conv2d(self.in_channels, self.out_channels, kernel, self.stride[0], kernel // 2, bias=False)
+            conv.weight = nn.Parameter(weight.detach())
+            parts.append((conv, [t for t in range(steps) if full[t] == of_full]))
+        return parts
+
 
 class TTConv2d(nn.Module):
     """The four cores in the place of a 3x3 convolution of stride 1 or 2, on [T, B, I, H, W]."""
@@ -131,6 +141,11 @@ class TTConv2d(nn.Module):
         if conv.bias is not None and self.w4.bias is not None:
             conv.bias.copy_(self.w4.bias)
         return conv if isinstance(self.pool, nn.Identity) else nn.Sequential(conv, self.pool)
+
+
+def needs_all_steps(model: nn.Module) -> bool:
+    """Whether a layer computes something else after half of the steps, so that it has to know how many they are."""
+    return any(isinstance(m, HalfConv2d) or (isinstance(m, TTConv2d) and m.mode == "half") for m in model.modules())
 
 
 @torch.no_grad()

@@ -188,7 +188,8 @@ def test_a_share_of_the_training_samples_is_of_every_class_and_always_the_same()
     assert set(few.train.index.tolist()) < set(every.train.index.tolist()) and few.test.samples == every.test.samples
     assert torch.equal(few.train.index.sort().values, load("fashion-mini", train_share=0.1).train.index.sort().values)
     assert few.valid.samples == every.valid.samples and few.mean == every.mean
-    clips = load("fashion-events", steps=2, pair="fashion-mini", train_share=0.1)
+    clips = load("fashion-events", steps=2, pair="fashion-mini", train_share=0.1, seed=5)
+    assert clips.train.seed == 5
     assert clips.train.samples == 720 and images_of(clips).train.samples == 7200
     assert next(iter(load("fashion-mini", train_share=0.1, encode="poisson", steps=3).train))["x"].ndim == 5
     for wrong in (0.0, 1.5):

@@ -12,6 +12,7 @@ from torch import nn
 from spikedistill.core.taps import infer
 from spikedistill.export import check, fold, folding, form, plain, read_nir, to_nir, verify
 from spikedistill.export.verify import Trace, reference
+from spikedistill.methods.hsd import HalfIF
 from spikedistill.models import build
 from spikedistill.neurons import IF, LIF, PLIF
 from spikedistill.spec import SpecError
@@ -99,11 +100,21 @@ def test_a_norm_is_folded_only_where_nothing_else_sees_it():
 
 
 @pytest.mark.parametrize(
-    "neuron", [LIF(tau=3.0), LIF(v_reset=0.3, strict=True, decay_input=False), IF(v_reset=None), PLIF(4.0, v_th=0.7)]
+    "neuron",
+    [
+        LIF(tau=3.0),
+        LIF(v_reset=0.3, strict=True, decay_input=False),
+        IF(v_reset=None),
+        PLIF(4.0, v_th=0.7),
+        HalfIF(),
+    ],
 )
 def test_the_plain_neuron_is_the_neuron(neuron):
     torch.manual_seed(0)
     x = torch.randn(6, 5, 7) + 0.8
+    torch.testing.assert_close(neuron.run(x)[0], neuron(x))
+    h = verify.potentials(neuron, x, 6)
+    assert torch.equal((h > neuron.v_th if neuron.strict else h >= neuron.v_th).float(), neuron(x))
     assert torch.equal(folding.PlainNeuron(neuron)(x), neuron(x))
     assert torch.equal(folding.PlainNeuron(neuron)(x[:1], 4), neuron(x[:1], 4))
 

@@ -115,13 +115,15 @@ def test_the_penalty_is_the_rate_of_the_report():
     assert value.item() == pytest.approx(measured(student, [batch])["rate"], abs=1e-6) and 0 < value < 1
 
 
-def test_neurons_of_the_readout_are_left_out():
+@pytest.mark.parametrize("bf16", [False, True])
+def test_neurons_of_the_readout_are_left_out(bf16):
     torch.manual_seed(0)
     student = small(classes=CLASSES, channels=2, steps=3, widths=(5, 6), neuron="lif(v_th=0.5)", head="spiking")
     batch, term = toy_batch(), activity(student).loss["activity"][1]
     taps: Any = getattr(term, "taps", {})
     assert "out" in taps["student"]
-    output = infer(student, batch["x"], taps=taps["student"])
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        output = infer(student, batch["x"], taps=taps["student"])
     hidden = [x for name, x in output.taps.items() if name != "out"]
     torch.testing.assert_close(term(Step(batch, {"student": output})), activity_loss(hidden))
 

@@ -16,6 +16,7 @@ from spikedistill.models.layers import (
     make_neuron,
     over_space,
     sequence,
+    spiking_conv,
     tet_neuron,
 )
 from spikedistill.neurons import IF, LIF, PLIF, ATan, ReLU, Triangle
@@ -97,6 +98,20 @@ def test_kaiming_reaches_every_convolution():
     kaiming(model)
     assert model[0].weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)
     assert model[1][0].weight.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.05)
+
+
+class Silent(LIF):
+    """A neuron of one's own."""
+
+    def forward(self, x, steps=None):
+        return super().forward(x, steps) * 0
+
+
+def test_a_neuron_of_ones_own_is_called():
+    layer, x = spiking_conv(2, 3, neuron=Silent), torch.rand(4, 2, 2, 5, 5) * 9
+    assert layer(x).abs().max() == 0
+    layer.neuron = LIF()
+    assert layer(x).max() == 1
 
 
 def test_choices_and_shapes():

@@ -370,7 +370,9 @@ def test_a_rewritten_student_is_folded_back_and_loads(pictures, teacher, tmp_pat
     how = dict(data=pictures, teacher=teacher, student=STUDENT, epochs=1, batch=16, precision="32-true", progress=False)
     plain = distill(**how, methods="bkd", out=str(tmp_path / "plain"))["parameters"]
     texts = ["tt_snn(rank=1)", "unstructured_pruning(mean=0.1, std=0.1, search=0.5)"]
-    result = distill(**how, methods="bkd", transform=texts, out=str(tmp_path / "both"))
+    with pytest.raises(SpecError, match=r"transform: unstructured_pruning.* needs --select last"):
+        distill(**how, methods="bkd", transform=texts, out=str(tmp_path / "both"))
+    result = distill(**how, methods="bkd", transform=texts, select="last", out=str(tmp_path / "both"))
     assert result["parameters"]["student_in_training"] != plain["student"]
     student = runs.load(tmp_path / "both", fast=False)
     assert type(student.get_submodule("stage2.1.conv")).__name__ == "Conv2d"

@@ -107,7 +107,7 @@ def test_what_nir_cannot_say_is_found_before_retraining(pictures, tmp_path, caps
     run = tmp_path / "pruned"
     words = ["distill", "--data", f"folder:{pictures}", "--student", "small(widths=(3, 4), neuron=lif(v_reset=None))"]
     words += ["--method", "ce", "--transform", "unstructured_pruning", "--epochs", "1", "--no-progress"]
-    ok(*words, "--precision", "32-true", "--steps", "2", "--out", str(run))
+    ok(*words, "--precision", "32-true", "--steps", "2", "--select", "last", "--out", str(run))
     text = mistakes_of(capsys, "export", str(run), "--to", "nir", "--retrain-for", "nir", "--epochs", "1")
     assert "NIR cannot say this student" in text and not (tmp_path / "pruned-nir").exists()
 

@@ -8,6 +8,7 @@ from spikedistill.core.taps import infer
 from spikedistill.models.small import small
 from spikedistill.neurons import LIF
 from spikedistill.report.activity import activity, spikes_averaged
+from spikedistill.transforms.tt_snn import TTConv2d
 
 
 def operations_in_loops(conv: nn.Conv2d, x: torch.Tensor) -> float:
@@ -43,6 +44,36 @@ def test_a_convolution_counts_what_it_adds(how):
     assert counted["operations"]["mac"] == pytest.approx(nonzero / 5)
     dense = inner.numel() * 4 // conv.groups * 6 + 5 * linear.in_features * 3
     assert counted["operations"]["dense"] == pytest.approx(dense / 5) and counted["rate"] is None
+
+
+def test_late_steps_of_a_halved_layer_count_by_their_kernel():
+    torch.manual_seed(0)
+    layer = TTConv2d(nn.Conv2d(4, 6, 3, padding=1), 2, "half", "stride", ()).merged()
+    layer.weight.data[:, :, 0, 0] = 0.0
+    model, x = Timed(layer), (torch.rand(3, 5, 4, 7, 6) < 0.4).float()
+    counted = activity(model, [{"x": x}])
+    early, late = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, 1)
+    full = torch.zeros(4, 9).add_((layer.weight != 0).sum(0).flatten(1)).view(4, 3, 3)
+    want = sum(
+        x[t, :, c, i, j].sum().item() * full[c, u, v].item()
+        for t in (0, 1) for c in range(4) for i in range(7) for j in range(6) for u in range(3) for v in range(3)
+        if 0 <= i + 1 - u < 7 and 0 <= j + 1 - v < 6
+    ) + x[2].sum().item() * 6  # fmt: skip
+    assert counted["operations"]["ac"] == pytest.approx(want / 5)
+    assert counted["operations"]["dense"] == 7 * 6 * 4 * 6 * (2 * 9 + 1)
+    assert counted["synapses"]["layer"]["once"] == counted["operations"]["dense"] / 3
+    assert counted["synapses"]["layer"]["weights"] == sum(p.numel() for p in (early.weight, late.weight, early.bias))
+
+
+class Timed(nn.Module):
+    """A layer of frames, and its mean over space as logits."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x).mean((-2, -1))
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 1, groups=2), nn.Linear(4, 6)])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from spikedistill import models, runs, transforms
+from spikedistill import models, optim, runs, transforms
 from spikedistill.core.fit import Stage, fit
 from spikedistill.core.plan import merge as merge_plans
 from spikedistill.core.taps import infer
@@ -135,6 +135,18 @@ def test_settings_out_of_range(setting):
             transforms.apply(student(), f"tt_snn({setting})")
     else:
         assert len(found) == 1 and found[0].startswith(f"tt_snn.{setting.split('=')[0]}: ")
+
+
+def test_what_prunes_until_training_ends_needs_the_last_epoch():
+    assert transforms.check("unstructured_pruning", ["shape"], "last") == []
+    (found,) = transforms.check("unstructured_pruning", ["shape"], "best")
+    assert (
+        found
+        == "unstructured_pruning prunes until training ends: it needs --select last, an earlier epoch is pruned less"
+    )
+    assert transforms.check("tt_snn", ["shape"], "best") == []
+    (found,) = optim.check("stds(threshold=0.5)", "last", 0.99)
+    assert "an average is not pruned: leave out --ema" in found and optim.check("adamw", "best", 0.99) == []
 
 
 def test_every_mistake_at_once():

@@ -9,7 +9,7 @@ from torch import nn
 from spikedistill import data as data_sets
 from spikedistill import models
 from spikedistill.core.fit import Passes, Stage, Trainee
-from spikedistill.core.plan import Prepare
+from spikedistill.core.plan import MergeError, Prepare
 from spikedistill.core.step import Batch, Step
 from spikedistill.core.taps import TapError, call, eval_mode
 from spikedistill.spec import SpecError
@@ -59,7 +59,7 @@ def rehearse(stage: Stage, batch: dict[str, torch.Tensor]) -> None:
         try:
             batch = trainee.prepare(batch, 0.5)
         except ValueError as error:
-            raise SpecError([f"data: {error}"]) from None
+            raise SpecError([f"{'method' if isinstance(error, MergeError) else 'data'}: {error}"]) from None
         step = Step(batch, Passes(trainee, batch), 0.5)
         for name, (_, objective) in trainee.loss.items():
             try:
