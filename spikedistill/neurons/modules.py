@@ -11,8 +11,9 @@ from spikedistill.neurons.surrogate import ATan, Surrogate
 
 
 def listened(module: nn.Module) -> bool:
-    """Whether somebody waits for the output of this module, so that it has to be called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether somebody waits for the output or the gradient of this module, so that it has to be called."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
 
 
 class Neuron(nn.Module):

@@ -8,6 +8,7 @@ from torch import nn
 
 from spikedistill.models.layers import (
     AvgPool2d,
+    Conv2d,
     Dropout,
     MaxPool2d,
     Vote,
@@ -98,6 +99,33 @@ def test_kaiming_reaches_every_convolution():
     kaiming(model)
     assert model[0].weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)
     assert model[1][0].weight.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("of", ["norm", "neuron"])
+def test_a_hook_on_the_gradient_of_a_part_is_called(of):
+    layer, seen = spiking_conv(2, 3), []
+    getattr(layer, of).register_full_backward_hook(lambda *_args: seen.append(of))
+    layer(torch.rand(4, 2, 2, 5, 5).requires_grad_()).sum().backward()
+    assert seen == [of]
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("pool", [MaxPool2d(2), AvgPool2d(2)])
+def test_what_a_pool_returns_may_be_changed_in_place(pool, last):
+    x = torch.rand(3, 2, 4, 6, 7)
+    x = (x.movedim(2, -1).contiguous().movedim(-1, 2) if last else x).requires_grad_()
+    pool(x).mul_(3).add_(1).sum().backward()
+    grad, x.grad = x.grad, None
+    (type(pool).__bases__[0].forward(pool, x.flatten(0, 1)) * 3).sum().backward()
+    torch.testing.assert_close(grad, x.grad)
+
+
+@pytest.mark.parametrize("layer", [Conv2d(16, 16, 3, padding=1), MaxPool2d(2), AvgPool2d(2)])
+def test_functional_transforms_see_torch_s_own_operators(layer):
+    x = (torch.rand(3, 2, 2, 16, 6, 6) < 0.1).float()
+    torch.testing.assert_close(torch.vmap(layer)(x), torch.stack([layer(each) for each in x]))
+    grad = torch.func.grad(lambda x: layer(x).square().sum())(x[0])
+    assert grad.shape == x[0].shape and grad.abs().max() > 0
 
 
 class Silent(LIF):

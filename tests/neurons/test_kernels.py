@@ -451,6 +451,25 @@ def test_views_are_read_right(kernel):
     assert torch.equal(kernels.neuron(base, 0.6, 0.9).sum().expand(3), kernels.neuron(base, 0.6, 0.9).sum().expand(3))
 
 
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)
+def test_the_default_dtype_changes_nothing(kernel, default):
+    found = []
+    for dtype in (torch.float32, default):
+        x, norm = draw(5, (3, 4, 6, 5)).requires_grad_(), batch_norm(4)
+        leak = torch.tensor(0.6, requires_grad=True)
+        torch.set_default_dtype(dtype)
+        try:
+            spikes = kernels.norm_neuron(x, norm, leak, 0.9)
+            (spikes * torch.linspace(0, 1, 5)).sum().backward()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        grads = [x.grad, norm.weight.grad, norm.bias.grad, leak.grad]
+        found.append([spikes.detach(), norm.running_mean, norm.running_var, *grads])
+    for a, b in zip(*found):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)  # of the weights of the sum alone
+
+
 def test_gradients_that_are_expanded(kernel):
     x = draw(4, (2, 3, 5, 5), "channels_last").requires_grad_()
     (a,) = torch.autograd.grad(kernels.neuron(x, 0.6, 0.9).sum(), x)

@@ -1,6 +1,7 @@
 """Convolutions by spikes are convolutions: against float64, against loops, and dense ones where there are many spikes."""
 
 import copy
+import threading
 from itertools import product
 
 import pytest
@@ -186,6 +187,41 @@ def test_what_the_kernel_does_not_take_is_dense():
         y = conv(x[None])[0]
         assert type(y.grad_fn).__name__ != "ConvolutionBackward"
         assert torch.equal(y, nn.Conv2d.forward(conv, x))
+
+
+def test_channels_that_do_not_fit_are_refused_as_torch_does():
+    w = kernel_of(32, 32)
+    for channels in (16, 64):
+        with pytest.raises(RuntimeError, match=f"to have 32 channels, but got {channels} channels"):
+            kernels.convolution(events(2, channels, 6, 6, 0.05), w, None)
+
+
+def test_the_output_may_be_changed_in_place():
+    x, w = events(2, 32, 6, 6, 0.05), kernel_of(32, 32).requires_grad_()
+    y = kernels.convolution(x, w, None)
+    assert type(y.grad_fn).__name__ == "ConvolutionBackward" and y.is_contiguous(memory_format=torch.channels_last)
+    y.mul_(2).add_(1).square().sum().backward()
+    (want,) = torch.autograd.grad((F.conv2d(x, w, padding=1) * 2 + 1).square().sum(), w)
+    torch.testing.assert_close(w.grad, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_limit_is_of_its_thread():
+    inside, go = threading.Event(), threading.Event()
+
+    def hold():
+        with sparse.limited(-1.0):
+            inside.set()
+            go.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait()
+    x, w = events(2, 32, 6, 6, 0.05), kernel_of(32, 32).requires_grad_()
+    with sparse.limited(1.0):
+        go.set()
+        thread.join()
+        assert type(kernels.convolution(x, w, None).grad_fn).__name__ == "ConvolutionBackward"
+    assert sparse.instead.get() is None
 
 
 def test_odd_numbers_reach_the_output():

@@ -139,8 +139,9 @@ def avg_pool(x: Tensor) -> Tensor:
 
 
 def traced(x: Tensor) -> bool:
-    """Whether a compiler or an exporter watches, which should see torch's own operators."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
+    """Whether a compiler, an exporter or torch.func watches, which should see torch's own operators."""
+    watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    return watched or type(x) is not Tensor
 
 
 def _pool(x: Tensor, mean: bool) -> Tensor:

@@ -87,6 +87,7 @@ def _forward(
     x, out, scale, shift, learned, decay, gain, offset, v_th, rest, size, channels, inner, steps, next,
     NORM: tl.constexpr, LEARNED: tl.constexpr, STRICT: tl.constexpr, RESET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    size, next = tl.cast(size, tl.int64), tl.cast(next, tl.int64)  # t * size may pass 2^31
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < size
     c = (i // inner) % channels
@@ -108,6 +109,7 @@ def _backward(
     KIND: tl.constexpr, SUMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """hs [steps, size]: H on the way forward. du [1 or steps, size]: gradient of the currents."""
+    size, next = tl.cast(size, tl.int64), tl.cast(next, tl.int64)  # t * size may pass 2^31
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < size
     c = (i // inner) % channels

@@ -128,7 +128,7 @@ def forward(x: Tensor, norm: Norm | None, how: How, steps: int) -> Tensor:
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of [T, B, C, H, W] over all but C."""
-    mean, var = (torch.empty(x.shape[2]) for _ in range(2))
+    mean, var = (x.new_empty(x.shape[2], dtype=torch.float32) for _ in range(2))
     run(MOMENTS, x, Norm(mean, var, None, None, 0.0, True), NO_NEURON, len(x))
     return mean, var
 
@@ -138,8 +138,8 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight [C], bias [C] and (decay, gain) [2], from the gradient of the spikes."""
     dx = empty(x, len(x)) if need_x else None
-    d_weight, d_bias = (torch.empty(x.shape[2]) if need_affine else None for _ in range(2))
-    coefficients = torch.empty(2, dtype=torch.float64) if need_coefficients else None
+    d_weight, d_bias = (x.new_empty(x.shape[2], dtype=torch.float32) if need_affine else None for _ in range(2))
+    coefficients = x.new_empty(2, dtype=torch.float64) if need_coefficients else None
     need = need_x + 2 * need_affine + 4 * need_coefficients
     run(BACKWARD, x, norm, how, len(grad), need, grad, dx, d_weight, d_bias, coefficients)
     return dx, d_weight, d_bias, None if coefficients is None else coefficients.float()
@@ -156,18 +156,20 @@ class Pool(torch.autograd.Function):
     def forward(ctx, x, mean, keep):
         T, B, C, H, W = x.shape
         last = channels_last(x)
-        shape = (T, B, H // 2, W // 2, C) if last else (T, B, C, H // 2, W // 2)
-        out, which = x.new_empty(shape), x.new_empty(shape, dtype=torch.uint8) if keep and not mean else None
+        h, w = H // 2, W // 2
+        strides = (B * C * h * w, C * h * w, *((1, w * C, C) if last else (h * w, w, 1)))
+        out = x.new_empty_strided((T, B, C, h, w), strides)  # no view: it may be changed in place
+        which = x.new_empty(out.numel(), dtype=torch.uint8) if keep and not mean else None
         pool(POOL, x, out, x, which, mean)
         ctx.save_for_backward(which)
         ctx.of = mean, last, x.shape, x.stride()
-        return out.movedim(-1, 2) if last else out
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # pyrefly: ignore[bad-override]
         mean, last, shape, stride = ctx.of
-        dx = torch.empty_strided(shape, stride, dtype=grad.dtype)
+        dx = grad.new_empty_strided(shape, stride)
         if shape[-2] % 2 or shape[-1] % 2:
             dx.zero_()
         (which,) = ctx.saved_tensors

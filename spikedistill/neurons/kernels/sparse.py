@@ -8,6 +8,7 @@ those of the dense one.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -23,15 +24,17 @@ LANES = 16
 LIMITS = {torch.float32: 0.4, torch.bfloat16: -1.0 if torch.cpu._is_amx_tile_supported() else 0.32}
 
 
+instead: ContextVar[float | None] = ContextVar("instead", default=None)  # of LIMITS
+
+
 @contextmanager
 def limited(share: float) -> Iterator[None]:
-    """`with limited(-1):` takes dense convolutions alone, 1 this one always; for both types and for the process."""
-    before = LIMITS.copy()
-    LIMITS.update(dict.fromkeys(LIMITS, share))
+    """`with limited(-1):` takes dense convolutions alone, 1 this one always; for both types and for this thread."""
+    token = instead.set(share)
     try:
         yield
     finally:
-        LIMITS.update(before)
+        instead.reset(token)
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
@@ -39,7 +42,7 @@ def takes(x: Tensor, weight: Tensor) -> bool:
     return (
         native.takes(x)
         and x.dtype == weight.dtype
-        and weight.shape[2:] == (3, 3)
+        and weight.shape[1:] == (x.shape[1], 3, 3)
         and weight.shape[0] % LANES == 0
         and x.shape[1] >= LANES
         and x.is_contiguous(memory_format=torch.channels_last)
@@ -58,7 +61,7 @@ def send(op, x, bits, weight, bias, grad, out, shape, binary=False, allowed=0) -
 def spikes(x: Tensor, weight: Tensor, limit: float) -> tuple[Tensor, bool] | None:
     """A bit for each element of x that is not 0, and whether all those are 1; None where they are more than `limit`."""
     N, C, H, W = x.shape
-    bits, found = torch.empty(N, H, W, -(-C // 64), dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    bits, found = x.new_empty(N, H, W, -(-C // 64), dtype=torch.int64), x.new_zeros(2, dtype=torch.int64)
     allowed = int(limit * x.numel())
     send(SPIKES, x, bits, weight, None, None, found, x.shape, allowed=allowed)
     count, other = found.tolist()
@@ -67,7 +70,8 @@ def spikes(x: Tensor, weight: Tensor, limit: float) -> tuple[Tensor, bool] | Non
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.conv2d(x, weight, bias, padding=1)` of what `takes` allows; by spikes where their share is within `LIMITS`."""
-    found = spikes(x, weight, LIMITS[x.dtype])
+    limit = instead.get()
+    found = spikes(x, weight, LIMITS[x.dtype] if limit is None else limit)
     return F.conv2d(x, weight, bias, padding=1) if found is None else Convolution.apply(x, weight, bias, *found)
 
 
@@ -77,7 +81,8 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, bits, binary):
         N, _, H, W = x.shape
-        out = x.new_empty(N, H, W, len(weight)).movedim(-1, 1)
+        # no view, which autograd would not let anybody change in place
+        out = torch.empty(N, len(weight), H, W, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         added = None if bias is None else bias.detach().float().contiguous()
         send(FORWARD, x, bits, weight, added, None, out, x.shape, binary)
         ctx.save_for_backward(None if binary else x, weight, bits)
