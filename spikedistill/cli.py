@@ -4,7 +4,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
@@ -223,10 +225,10 @@ def predict(run: str = "", *tokens: Tokens) -> None:
     on_run("predict", run, tokens)
 
 
-def on_run(recipe: str, run: str, tokens: Sequence[str]) -> None:
+def on_run(recipe: str | ModuleType, run: str, tokens: Sequence[str]) -> None:
     """Start a recipe whose first word is a run folder: `spikedistill export RUN --to nir`."""
     if run in ("", "--help", "-h"):
-        print(f"usage: spikedistill {recipe} RUN [--FLAG VALUE ...]\n")
+        print(f"usage: {f'spikedistill {recipe}' if isinstance(recipe, str) else sys.argv[0]} RUN [--FLAG VALUE ...]\n")
         return start(recipe, ["--help"])
     words: list[Any] = [*tokens]
     if "--files" in words:  # takes as many as follow
@@ -236,12 +238,12 @@ def on_run(recipe: str, run: str, tokens: Sequence[str]) -> None:
     start(recipe, [run, *words] if run.startswith("-") else ["--run", run, *words])
 
 
-def start(recipe: str, tokens: Sequence[Any]) -> None:
-    """Parse flags into a recipe's config, report every mistake at once, and run it."""
+def start(recipe: str | ModuleType, tokens: Sequence[Any]) -> None:
+    """Parse flags into the config of a recipe, a name or a module, report every mistake at once, and run it."""
     from spikedistill.recipes import RECIPES
     from spikedistill.recipes.distill import read
 
-    module = RECIPES[recipe]
+    module: Any = RECIPES[recipe] if isinstance(recipe, str) else recipe
     if "--help" in tokens or "-h" in tokens:
         print((module.__doc__ or "").strip(), "\n")
         print("  --config FILE takes the same settings from TOML, YAML or JSON; flags win over it.\n")
@@ -258,8 +260,13 @@ def start(recipe: str, tokens: Sequence[Any]) -> None:
         raise SpecError(mistakes)
     reuse_memory()
     result = module.run(c)
-    if recipe == "distill" and isinstance(result, dict):
+    if result_of_a_run(result):
         report(result)
+
+
+def result_of_a_run(result: Any) -> bool:
+    """Whether this is the result of one training, which `report` can say."""
+    return isinstance(result, dict) and {"activity", "train_seconds", "out"} <= result.keys()
 
 
 def over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -402,9 +409,22 @@ def cp(recipe: str, target: Path | None = None) -> None:
 
 def main(tokens: Sequence[str] | None = None) -> None:
     """Run the command line. Exit code 2 and a sentence a mistake for what the user can mend."""
+    guarded(partial(app, tokens), sys.argv if tokens is None else tokens)
+
+
+def script(name: str) -> None:
+    """Run a file of recipes/, or somebody's copy of one, as a program: `script(__name__)` at its end."""
+    recipe, words = sys.modules[name], sys.argv[1:]
+    if "run" in recipe.Config.model_fields:
+        return guarded(partial(on_run, recipe, "".join(words[:1]), words[1:]), words)
+    guarded(partial(start, recipe, words), words)
+
+
+def guarded(work: Callable[[], object], words: Sequence[str]) -> None:
+    """Do the work that these words ask for, and say what went wrong as a sentence."""
     try:
         try:
-            app(tokens)
+            work()
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader has enough, as `| head` has; what is left in the buffer goes nowhere
@@ -413,7 +433,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     except SpecError as error:
         fail(error.mistakes)
     except KeyboardInterrupt:
-        again = "without --overwrite the" if "--overwrite" in (sys.argv if tokens is None else tokens) else "the"
+        again = "without --overwrite the" if "--overwrite" in words else "the"
         print(f"\nstopped; {again} same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except Exception as error:

@@ -100,12 +100,19 @@ class Pictures:
     labels: list[int]
     shape: tuple[int, int, int]
 
+    @property
+    def samples(self) -> list[tuple[Path, int]]:
+        return [*zip(self.files, self.labels)]
+
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         channels, high, wide = self.shape
-        image = ImageOps.exif_transpose(_opened(self.files[i], load=True)).convert("L" if channels == 1 else "RGB")
+        image = ImageOps.exif_transpose(_opened(self.files[i], load=True))
+        if "A" in image.getbands() or "transparency" in image.info:  # on white, as a page shows it
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = image.convert("L" if channels == 1 else "RGB")
         if image.size != (wide, high):  # the shorter side resized, the longer one cropped at the centre
             image = ImageOps.fit(image, (wide, high), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(image).reshape(high, wide, channels)).permute(2, 0, 1), self.labels[i]

@@ -288,6 +288,10 @@ def from_dataset(
         steps = len(seen) if seen.dim() == 5 else None
         if list(seen.shape[-3:]) != list(shape):
             raise DataError(f"{name}: {part} images are {list(seen.shape[-3:])}, not {list(shape)}")
+        low, high = seen.min().item(), seen.max().item()
+        if steps is None and not (low >= 0 and high <= 1):
+            hint = "give uint8, or float in [0, 1] that is not normalised, which models do themselves"
+            raise DataError(f"{name}: values of {part} images go from {low:g} to {high:g}: {hint}")
     kept = held = None
     if valid:
         labels = getattr(train, "targets", getattr(train, "labels", None)) if labels is None else labels

@@ -49,6 +49,10 @@ class _Relabelled:
     targets: Tensor
     new: Tensor
 
+    @property
+    def samples(self) -> Any:
+        return self.dataset.samples  # of files alone, others have none, and nor has this
+
     def __len__(self) -> int:
         return len(self.dataset)
 

@@ -483,3 +483,9 @@ def load() -> list[float] | None:
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    from spikedistill.cli import script
+
+    script(__name__)

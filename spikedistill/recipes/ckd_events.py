@@ -9,7 +9,6 @@ student runs twice in an update, so a control without them is given twice the ep
 He et al. 2024, https://arxiv.org/abs/2303.13077; Ye et al. 2025, https://arxiv.org/abs/2507.09269.
 """
 
-import sys
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -149,7 +148,7 @@ def run(c: Config) -> list[dict[str, Any]]:
         raise SpecError(mistakes)
     out = Path(c.out)
     data = distill.load_data(distill.Config.model_validate(events(c) | paired(c)))
-    teacher = distill.distill(methods="ce", out=str(out / "teacher"), **on_images(c, data))
+    teacher = teacher_of(c, data, out / "teacher")
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in methods(c)}
     for seed in c.seeds:
         for name, method in methods(c).items():
@@ -170,17 +169,20 @@ def run(c: Config) -> list[dict[str, Any]]:
     return rows
 
 
-def on_images(c: Config, data: Any) -> dict[str, Any]:
+def teacher_of(c: Config, data: Any, out: Path) -> dict[str, Any]:
     """The teacher's run. Where classes are dropped its data have no name, but all that they depend on is recorded."""
     settings = {name: getattr(c, name) for name in ("batch", "precision", "progress")}
     settings["epochs"] = c.teacher_epochs or c.epochs
     settings |= {"student": c.teacher, "lr": c.teacher_lr, "seed": c.seeds[0], "augment": c.teacher_augment}
+    settings |= {"method": "ce", "out": str(out)}
     if c.pair_classes == "all":
-        return settings | {"data": paired(c)["pair"], "root": c.pair_root, "size": c.pair_size}
+        settings |= {"data": paired(c)["pair"], "root": c.pair_root, "size": c.pair_size}
+        return distill.run(distill.Config.model_validate(settings))
     shown = data_sets.images_of(data)
     assert shown is not None
     train = replace(shown.train, augment=data_sets.parse(c.teacher_augment))
-    return settings | paired(c) | {"data": replace(shown, train=train)}
+    config = distill.Config.model_validate(settings | paired(c) | {"data": "<Data>"})
+    return distill.run(config, data=replace(shown, train=train))
 
 
 def picture(data: Any, path: Path) -> None:
@@ -228,6 +230,6 @@ COLUMNS: list[tuple[str, Any]] = [
 
 
 if __name__ == "__main__":
-    from spikedistill.cli import start
+    from spikedistill.cli import script
 
-    start("ckd_events", sys.argv[1:])
+    script(__name__)

@@ -194,3 +194,9 @@ def tune(c: Config, row: Row, crew: Crew) -> dict[str, Any]:
                 runs.write_json(folder / f"{row.name}.json", found)
         time.sleep(0 if found else 2)
     return found
+
+
+if __name__ == "__main__":
+    from spikedistill.cli import script
+
+    script(__name__)

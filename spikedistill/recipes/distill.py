@@ -260,9 +260,22 @@ def distill(
     c, mistakes = read(named | {"method": methods} | settings)
     if c is not None:
         mistakes += check(c, given)[1]
+        if "data" in given:
+            c, wrong = as_given(c, given["data"], settings)
+            mistakes += wrong
     if mistakes:
         raise SpecError(mistakes)
     return run(c, **given)  # pyrefly: ignore
+
+
+def as_given(c: Config, data: Any, settings: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """The config with the batches of data that are given as an object, and the settings that could not change these."""
+    size, of_data = data.train.batch_size, {*data_sets.settings_of(c.model_dump()), "augment", "valid"} - {"steps"}
+    own = sorted(of_data & settings.keys())
+    mistakes = [f"{key}: the data are given as an object, which has its own; leave it out" for key in own]
+    if settings.get("batch", size) != size:
+        mistakes.append(f"batch: the data that are given have batches of {size}: make them with batch_size={c.batch}")
+    return c.model_copy(update={"batch": size}), mistakes
 
 
 def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, title: str = "") -> dict[str, Any]:
@@ -448,7 +461,8 @@ def training(c: Config, student: nn.Module, updates: int) -> dict[str, Any]:
     optimizer = optim.make(c.optimizer, lr=c.lr, weight_decay=c.weight_decay, updates=updates, student=student)
     names = ("epochs", "clip", "accumulate", "ema", "select", "seed")
     how = {name: getattr(c, name) for name in names}
-    return how | {"optim": optimizer, "lr": warmup(c.warmup, falls[c.schedule])}
+    rise = c.warmup if c.warmup * updates > 1 else 0.0  # the first update has progress 0, and may be the only one
+    return how | {"optim": optimizer, "lr": warmup(rise, falls[c.schedule])}
 
 
 def rewritten(student: nn.Module, c: Config, shape: Sequence[int], fold: bool = False) -> nn.Module:
@@ -484,3 +498,9 @@ def planned(c: Config, student: nn.Module, teacher: nn.Module | None) -> Plan:
 def say(c: Config, text: str) -> None:
     if c.progress:
         print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    from spikedistill.cli import script
+
+    script(__name__)

@@ -7,7 +7,6 @@ Kushawaha, Kumar, Banerjee, Velmurugan, ICPR 2020, https://arxiv.org/abs/2005.00
 read, so this is its idea and not its settings. `spikedistill show distilling_spikes` of the method has the losses.
 """
 
-import sys
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -198,6 +197,6 @@ COLUMNS: list[tuple[str, Any]] = [
 
 
 if __name__ == "__main__":
-    from spikedistill.cli import start
+    from spikedistill.cli import script
 
-    start("distilling_spikes", sys.argv[1:])
+    script(__name__)

@@ -210,7 +210,7 @@ def retrain(c: Config, student: nn.Module) -> nn.Module:
     copy.load_state_dict(student.state_dict())
     folder = Path(c.run) if Path(c.run).is_dir() else Path(c.run).parent
     out = c.retrained or str(folder.with_name(folder.resolve().name + f"-{c.retrain_for}"))
-    keep = ("valid", "batch", "augment", "optimizer", "weight_decay", "seed", "precision", "steps")
+    keep = ("valid", "batch", "augment", "optimizer", "select", "weight_decay", "seed", "precision", "steps")
     how = {k: settings[k] for k in ("data", *keep) if settings.get(k) is not None}
     if settings.get("data") and c.data in (None, settings["data"]):
         how |= {k: v for k, v in data_sets.settings_of(settings).items() if v is not None}
@@ -224,3 +224,9 @@ def retrain(c: Config, student: nn.Module) -> nn.Module:
         raise SpecError([m.replace(ours, hint) for m in error.mistakes]) from None
     print(f"test accuracy of the fine-tuned student {result['test']['accuracy']:.2%}")
     return runs.load(out, fast=False, trust_code=c.trust_code)
+
+
+if __name__ == "__main__":
+    from spikedistill.cli import script
+
+    script(__name__)

@@ -156,3 +156,9 @@ def write(out: Path, answers: list[dict[str, Any]], summary: dict[str, Any]) -> 
         table = csv.DictWriter(file, [*answers[0]])
         table.writeheader()
         table.writerows(answers)
+
+
+if __name__ == "__main__":
+    from spikedistill.cli import script
+
+    script(__name__)

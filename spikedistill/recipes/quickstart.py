@@ -5,7 +5,6 @@ Trains an ANN teacher, then the same small spiking student by cross-entropy, log
 budget, and the student's own ReLU twin, which shows how much of the gap between ANN and SNN each method closes.
 """
 
-import sys
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -132,6 +131,6 @@ COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
 
 
 if __name__ == "__main__":
-    from spikedistill.cli import start
+    from spikedistill.cli import script
 
-    start("quickstart", sys.argv[1:])
+    script(__name__)

@@ -18,6 +18,7 @@ from spikedistill.report import comparison, energy, figures, streams
 from spikedistill.report.activity import activity
 from spikedistill.report.tables import Table
 from spikedistill.spec import SpecError
+from spikedistill.transforms.tt_snn import needs_all_steps
 
 SHOWN = 3  # samples in a raster
 MEASURED = 500  # samples for rates and operations
@@ -223,7 +224,7 @@ def look(
     first = next(iter(getattr(ours, part)))
     prefix = (
         [operations_at(student, held_out, t) for t in range(1, len(by_step) + 1)]
-        if measured["layers"] and first["x"].ndim == 4
+        if measured["layers"] and first["x"].ndim == 4 and not needs_all_steps(student)
         else []
     )
     return {

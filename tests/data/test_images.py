@@ -249,6 +249,19 @@ def test_grey_and_mixed(tmp_path):
     assert load(f"folder:{tmp_path}").shape == (3, 10, 12)
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_what_is_transparent_is_white(tmp_path, mode):
+    glyph = Image.new("RGBA", (6, 5), (0, 0, 0, 0))
+    glyph.putpixel((2, 3), (0, 0, 0, 255))
+    for c in "ab":
+        (tmp_path / c).mkdir()
+        for i in range(4):
+            made = glyph.quantize() if mode == "P" else glyph.convert(mode)
+            made.save(tmp_path / c / f"{i}.png")
+    x = next(iter(load(f"folder:{tmp_path}", valid=0, batch_size=2, augment="none").train))["x"]
+    assert x[0, 0, 3, 2] == 0 and x.sum() == x.numel() - x[:, :, 3, 2].numel()
+
+
 def test_sizes(tmp_path):
     pictures(tmp_path, 4)
     assert load(f"folder:{tmp_path}", size=8).shape == (3, 8, 8)

@@ -162,5 +162,11 @@ def test_from_dataset_errors():
         from_dataset(train, train, "abc", (1, 6, 6))
     with pytest.raises(DataError, match="labels go from 0 to 2: not 0 to 1"):
         from_dataset(train, train, "ab", (1, 6, 6), labels=y)
+    for images, says in ((x.float(), "251"), (x.long(), "251"), (x / 255.0 - 0.5, "-0.4")):
+        wrong = Pairs(images, y)
+        with pytest.raises(
+            DataError, match=rf"values of test images go from .*{says}.*: give uint8, or float in \[0, 1\]"
+        ):
+            from_dataset(train, wrong, "abc", (1, 6, 6), valid=0)
     assert from_dataset(train, train, "abc", (1, 6, 6), valid=0).valid is None
     assert from_dataset(train, train, "abc", (1, 6, 6), labels=y).valid.samples == 6

@@ -20,6 +20,7 @@ from spikedistill.functional import put
 from spikedistill.methods import METHODS
 from spikedistill.neurons import Neuron, ReLU
 from spikedistill.objectives import CE
+from spikedistill.optim import sparsity
 from spikedistill.recipes import compare
 from spikedistill.recipes.comparing import tuning
 from spikedistill.recipes.distill import distill
@@ -309,6 +310,12 @@ def test_tuning_gives_every_row_as_many_trials_and_never_reads_the_test_data(how
 def test_tune_without_optuna_says_what_to_install(how, monkeypatch):
     monkeypatch.setattr(tuning, "find_spec", lambda name: None)
     assert "pip install 'spikedistill[tune]'" in mistakes("ce", how, tune=2)
+
+
+def test_an_optimiser_that_prunes_leaves_the_teacher_alone(how):
+    compare.compare("ce; kd", **how | {"seeds": [0], "optimizer": "stds(threshold=0.5)", "select": "last"})
+    teacher, student = (spikedistill.load(f"{how['out']}/{name}", fast=False) for name in ("teacher", "runs/kd-0"))
+    assert sparsity(teacher) == 0 < sparsity(student)
 
 
 def test_help_shows_the_settings(capsys):

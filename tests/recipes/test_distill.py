@@ -20,6 +20,7 @@ from spikedistill.core.plan import merge
 from spikedistill.core.taps import infer
 from spikedistill.methods import bkd, ckd, distilling_spikes, kd, static2dvs, tssd
 from spikedistill.models.small import small
+from spikedistill.origin import fingerprint
 from spikedistill.recipes.distill import distill, rehearse, split
 from spikedistill.spec import SpecError
 from tests.methods.toy import toy_batch, toy_student, toy_teacher
@@ -345,6 +346,22 @@ def test_show_and_list_and_cp(capsys, tmp_path):
     mistakes_of(capsys, "cp", "quickstart", str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["quickstart", "predict"])
+def test_a_copied_recipe_runs_as_it_was_changed(name, tmp_path):
+    cli_ok("cp", name, str(tmp_path))
+    file = tmp_path / f"{name}.py"
+    was = {"quickstart": "Epochs of every run", "predict": "Replace the file"}[name]
+    assert was in file.read_text()
+    file.write_text(file.read_text().replace(was, "MINE"))
+
+    def run(*words):
+        return subprocess.run([sys.executable, str(file), *words], capture_output=True, text=True)
+
+    assert "MINE" in run("--help").stdout
+    wrong = run(*(["--run"] if name == "predict" else []), str(tmp_path / "none"), "--bach", "3")
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr and "error:" in wrong.stderr
+
+
 def test_two_processes_from_the_command_line(pictures, tmp_path):
     command = [sys.executable, "-m", "spikedistill.cli", "distill", "--data", pictures, "--student", STUDENT]
     command += ["--method", "ce", "--accelerator", "cpu", "--devices", "2", "--out", str(tmp_path / "run"), *QUICK]
@@ -396,10 +413,60 @@ def test_prunes_with_stds(pictures, teacher, tmp_path, capsys):
 
 def test_frames_are_counted_by_their_second_axis(tmp_path):
     x = torch.rand(40, 3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    frames = data.from_tensors(x, torch.arange(40) % 4, x[:10], torch.arange(10) % 4)
+    frames = data.from_tensors(x, torch.arange(40) % 4, x[:10], torch.arange(10) % 4, batch_size=10)
     how = dict(student="small(widths=(3, 4))", methods="ce", epochs=1, batch=10, progress=False, steps=3)
     result = distill(data=frames, **how, out=str(tmp_path / "run"))
     assert result["test"]["samples"] == 10 and len(result["test"]["by_step"]) == 3
+
+
+def test_settings_that_data_of_yours_could_not_take_are_mistakes(tmp_path):
+    x, y = torch.rand(48, 1, 8, 8), torch.arange(48) % 3
+    own = data.from_tensors(x, y, x[:12], y[:12], valid=0.25, batch_size=12)
+    how = dict(student="small(widths=(3, 4))", methods="ce", progress=False, out=str(tmp_path / "run"))
+    with pytest.raises(SpecError) as error:
+        distill(data=own, augment="flip", valid=0.2, batch=8, **how)
+    assert [line.split(":")[0] for line in error.value.mistakes] == ["augment", "valid", "batch"]
+    assert "have batches of 12: make them with batch_size=8" in str(error.value) and not (tmp_path / "run").exists()
+    distill(data=own, epochs=1, **how)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["batch"] == 12
+
+
+def test_the_only_update_of_a_run_trains(tmp_path):
+    x, y = torch.rand(24, 1, 8, 8), torch.arange(24) % 3
+    own = data.from_tensors(x, y, x[:12], y[:12], valid=0, batch_size=24)
+    student = small(classes=3, widths=(4,), steps=3)
+    before = student.head.weight.detach().clone()
+    distill(student, data=own, methods="ce", epochs=1, progress=False, out=str(tmp_path / "run"))
+    assert not torch.equal(student.head.weight, before)
+
+
+class Listed:
+    """A data set that gives samples and labels alone."""
+
+    def __init__(self, x, y, noise=0.0):
+        self.x, self.targets, self.noise = x, y.tolist(), noise
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        x = self.x[i]
+        return (x + self.noise * torch.rand_like(x)).clamp(0, 1), self.targets[i]
+
+
+def test_other_samples_of_the_same_labels_are_noticed():
+    x, y = torch.rand(40, 1, 4, 4), torch.arange(40) % 2
+
+    def of(x, noise=0.0):
+        return fingerprint(data.from_dataset(Listed(x, y, noise), Listed(x, y, noise), "ab", (1, 4, 4), valid=0.2))
+
+    assert of(x) == of(x) != of(x * 0.9)
+    assert of(x, 0.1) == of(x, 0.1)  # drawn anew each time it is read: labels alone
+    pictures = [
+        data.folders.Pictures([Path(__file__)], [0], (1, 4, 4)),
+        data.folders.Pictures([Path(json.__file__)], [0], (1, 4, 4)),
+    ]
+    assert pictures[0].samples != pictures[1].samples
 
 
 def test_recomputing_changes_no_number(pictures, tmp_path, monkeypatch):

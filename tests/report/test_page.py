@@ -196,6 +196,16 @@ def test_models_of_code_of_yours_are_imported_where_you_trust_it(compared, tmp_p
     assert stop.value.code == 2 and "mine.py': File exists" in capsys.readouterr().err
 
 
+def test_layers_that_change_after_half_of_the_steps_are_shown_without_their_prefixes(compared, tmp_path):
+    config = json.loads((compared / "runs" / "kd-0" / "config.json").read_text())
+    half = "tt_snn(rank=2, mode=half, schedule=(True, True, False))"
+    distill(
+        config["student"], None, config["data"], "ce", **how_of(config), transform=[half], out=str(tmp_path / "run")
+    )
+    html = page.write(tmp_path / "run").read_text()
+    assert {"confusion", "firing_rates", "accuracy_by_step"} <= figures_of(html).keys() and "Not shown" not in html
+
+
 def how_of(config):
     names = ("epochs", "batch", "steps", "lr", "precision", "progress")
     return {name: config[name] for name in names}

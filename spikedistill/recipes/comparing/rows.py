@@ -208,6 +208,7 @@ def teacher_job(c: Any, rows: Sequence[Row]) -> Job | None:
     out = Path(c.out) / "teacher"
     how: dict[str, Any] = {"student": c.teacher, "teacher": None, "epochs": c.teacher_epochs or c.epochs}
     how |= {"lr": c.teacher_lr, "transform": []} | of_images(c, rows)
+    how |= {"optimizer": "adamw"} if "stds" in c.optimizer else {}  # which prunes
     return Job("teacher", out, config_of(c, Row("teacher", ("ce",)), c.seeds[0], out, **how).model_dump())
 
 
