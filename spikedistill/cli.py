@@ -246,7 +246,8 @@ def start(recipe: str | ModuleType, tokens: Sequence[Any]) -> None:
     module: Any = RECIPES[recipe] if isinstance(recipe, str) else recipe
     if "--help" in tokens or "-h" in tokens:
         print((module.__doc__ or "").strip(), "\n")
-        print("  --config FILE takes the same settings from TOML, YAML or JSON; flags win over it.\n")
+        print("  --config FILE takes the same settings from TOML, YAML or JSON; flags win over it.")
+        print("  What a text such as bkd(blur=0.4) sets is changed in that text.\n")
         return table_of(*config_rows(module.Config))
     settings, mistakes = flags(tokens)
     if "config" in settings:

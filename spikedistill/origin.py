@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from spikedistill import data as data_sets
 from spikedistill import runs
 from spikedistill.cache import raw
+from spikedistill.data.batches import as_image, seeded
 
 
 def origin(data: Any, teacher: str | nn.Module | None) -> dict[str, str | None]:
@@ -41,11 +41,18 @@ def fingerprint(data: Any) -> str:
 
 
 def some(split: Any, most: int = 64) -> bytes:
-    """Of a data set that only gives samples: labels, and evenly spaced samples unless they are drawn anew each time."""
-    labels = getattr(split.dataset, "targets", getattr(split.dataset, "labels", ()))
-    rows = split.index[:: max(1, len(split.index) // most)][:most]
-    first, second = (b"".join(np.asarray(split.dataset[int(i)][0]).tobytes() for i in rows) for _ in range(2))
-    return raw(torch.as_tensor(labels)[None])[0].tobytes() + (first if first == second else b"")
+    """Of a data set that only gives samples: evenly spaced ones, or the labels of those that no seed makes alike."""
+
+    def read() -> list[tuple[str, int]]:
+        found = []
+        for i in split.index[:: max(1, len(split.index) // most)][:most].tolist():
+            with seeded("origin", i):
+                image, label = split.dataset[i]
+            found.append((hashlib.sha256(raw(as_image(image)[None])[0]).hexdigest(), int(label)))
+        return found
+
+    first, second = read(), read()
+    return repr(first if first == second else [label for _, label in first]).encode()
 
 
 def teacher_print(teacher: str | nn.Module | None) -> str | None:

@@ -94,7 +94,7 @@ def _survey(files: list[Path], size: int | None) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Image files as a data set: `[i]` -> (uint8 [C,H,W], label)."""
+    """Image files as a data set: `[i]` -> (uint8 [C,H,W], label). What is transparent becomes white."""
 
     files: list[Path]
     labels: list[int]

@@ -63,7 +63,8 @@ class Neuron(nn.Module):
 
     def run(self, x: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Currents [T, B, ...] and a potential to start from -> spikes and the last potential: for streams."""
-        v0 = torch.full_like(x[0], self.start) if v0 is None else v0
+        if v0 is None:
+            v0 = torch.full_like(x[0], self.start, dtype=torch.promote_types(x.dtype, torch.float32))
         spikes, v = neuron(x, *self.coefficients(), **self.how, v0=v0)
         return spikes, v[-1]
 

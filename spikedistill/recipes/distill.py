@@ -194,8 +194,12 @@ def check(c: Config, given: Iterable[str] = ()) -> tuple[list[tuple[str, dict[st
         if not isinstance(section, Mapping):
             mistakes.append(f"{name}: {section!r} will not do: give settings as {name}.KEY")
             section = {}
-        for key in [key for key in section if str(keywords.get(key, section[key])) != str(section[key])]:
-            mistakes.append(f"{name}.{key}: it is {keywords[key]} in '{text}' and {section[key]} here: give it once")
+        for key in [key for key in section if key in keywords]:
+            one, other = (bind(METHODS[name], {key: of[key]}, name, skip=2)[0] for of in (keywords, section))
+            if one != other:
+                mistakes.append(
+                    f"{name}.{key}: it is {keywords[key]} in '{text}' and {section[key]} here: give it once"
+                )
         clean, wrong = bind(METHODS[name], keywords | dict(section), name, skip=2)
         mistakes += wrong
         chosen.append((name, clean))

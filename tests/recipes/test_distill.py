@@ -272,6 +272,8 @@ def test_a_folder_is_never_overwritten_silently(pictures, tmp_path, capsys):
 def test_a_setting_given_in_two_places_is_a_mistake(capsys):
     words = ["distill", "--data", "fashion-mini", "--method", "bkd(blur=0.1, tau=3)", "--bkd.blur", "0.2"]
     assert "bkd.blur: it is 0.1 in 'bkd(blur=0.1, tau=3)' and 0.2 here: give it once" in mistakes_of(capsys, *words)
+    words[-1] = "0.10"  # the same number
+    assert "give it once" not in mistakes_of(capsys, *words, "--epochs", "0")
 
 
 def test_foreign_folders_and_places_that_cannot_be_written(tmp_path, capsys):
@@ -461,7 +463,20 @@ def test_other_samples_of_the_same_labels_are_noticed():
         return fingerprint(data.from_dataset(Listed(x, y, noise), Listed(x, y, noise), "ab", (1, 4, 4), valid=0.2))
 
     assert of(x) == of(x) != of(x * 0.9)
-    assert of(x, 0.1) == of(x, 0.1)  # drawn anew each time it is read: labels alone
+    assert of(x, 0.1) == of(x, 0.1) != of(x * 0.9, 0.1)  # drawn alike by a seed
+    words = Listed(x, y)
+    words.targets = ["a", "b"] * 20  # of which nothing has to be known
+    words.__class__ = type("Words", (Listed,), {"__getitem__": lambda self, i: (self.x[i].bfloat16(), y[i])})
+    assert fingerprint(data.from_dataset(words, words, "ab", (1, 4, 4), labels=y, valid=0)) != of(x)
+
+    class Drawn(Listed):
+        own = torch.Generator().manual_seed(0)
+
+        def __getitem__(self, i):
+            return torch.rand(1, 4, 4, generator=self.own), self.targets[i]
+
+    drawn = [data.from_dataset(Drawn(x, y), Drawn(x, y), "ab", (1, 4, 4), valid=0.2) for y in (y, y, 1 - y)]
+    assert fingerprint(drawn[0]) == fingerprint(drawn[1]) != fingerprint(drawn[2])  # drawn anew: labels alone
     pictures = [
         data.folders.Pictures([Path(__file__)], [0], (1, 4, 4)),
         data.folders.Pictures([Path(json.__file__)], [0], (1, 4, 4)),
