@@ -54,7 +54,7 @@ NAMES = {
     "cifar100": "photographs, 50,000 + 10,000, RGB 32x32, 100 classes; torchvision's files in root, or download",
     "svhn": "house numbers, 73,257 + 26,032, RGB 32x32, 10 classes; torchvision's files in root, or download",
     "imagenet": "photographs, 1.28 million + 50,000, RGB 224x224, 1,000 classes; folders root/train and root/val",
-    "folder:PATH": "your own images, one folder a class, any size, grey or RGB, on white if transparent (png, jpg, ...)",
+    "folder:PATH": "your own images, one folder a class, any size, grey or RGB, transparent on white (png, jpg, ...)",
     "fashion-events": "fashion-mini seen by a simulated event camera, 8,000 + 2,000, 6 frames of 2x34x34, 10 classes",
     "nmnist": "N-MNIST, 60,000 + 10,000, 10 frames of 2x34x34, 10 classes; unpacked in root",
     "n-caltech101": "N-Caltech101, 8,709, 10 frames of 2x48x48, 101 classes; unpacked in root",
