@@ -228,7 +228,8 @@ def predict(run: str = "", *tokens: Tokens) -> None:
 def on_run(recipe: str | ModuleType, run: str, tokens: Sequence[str]) -> None:
     """Start a recipe whose first word is a run folder: `spikedistill export RUN --to nir`."""
     if run in ("", "--help", "-h"):
-        print(f"usage: {f'spikedistill {recipe}' if isinstance(recipe, str) else sys.argv[0]} RUN [--FLAG VALUE ...]\n")
+        program = f"spikedistill {recipe}" if isinstance(recipe, str) else sys.argv[0]
+        print(f"usage: {program} RUN [--FLAG VALUE ...]\n")
         return start(recipe, ["--help"])
     words: list[Any] = [*tokens]
     if "--files" in words:  # takes as many as follow
@@ -261,13 +262,8 @@ def start(recipe: str | ModuleType, tokens: Sequence[Any]) -> None:
         raise SpecError(mistakes)
     reuse_memory()
     result = module.run(c)
-    if result_of_a_run(result):
+    if isinstance(result, dict) and "train_seconds" in result:  # of one training
         report(result)
-
-
-def result_of_a_run(result: Any) -> bool:
-    """Whether this is the result of one training, which `report` can say."""
-    return isinstance(result, dict) and {"activity", "train_seconds", "out"} <= result.keys()
 
 
 def over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

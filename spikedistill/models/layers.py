@@ -106,8 +106,7 @@ class Spiking(nn.Module):
 
     def forward(self, x: Tensor, steps: int | None = None) -> Tensor:
         x, norm, neuron = self.conv(x), self.norm, self.neuron
-        ours = type(norm) is BatchNorm2d and isinstance(neuron, Neuron) and type(neuron).forward is Neuron.forward
-        if ours and isinstance(neuron, Neuron):
+        if type(norm) is BatchNorm2d and isinstance(neuron, Neuron) and type(neuron).forward is Neuron.forward:
             if not any(map(listened, (norm, neuron, neuron.v))):
                 return kernels.norm_neuron(x, norm, *neuron.coefficients(), **neuron.how, steps=steps)
         return neuron(norm(x), steps)
