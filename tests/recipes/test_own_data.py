@@ -1,0 +1,129 @@
+"""Distil from Python with data, models and parts of one's own, which have no name."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import spikedistill
+from spikedistill import data
+from spikedistill.core.fit import Stage, fit
+from spikedistill.core.taps import infer
+from spikedistill.methods import bkd
+from spikedistill.models.small import small
+from spikedistill.origin import fingerprint
+from spikedistill.recipes.distill import distill
+from spikedistill.spec import SpecError
+
+
+def test_python_with_own_tensors_module_and_function(tmp_path):
+    x, y = torch.rand(48, 1, 8, 8), torch.arange(48) % 3
+    x[torch.arange(48), 0, y] += 0.0
+    own = data.from_tensors(x, y, x[:12], y[:12], valid=0.25, batch_size=12)
+
+    class Teacher(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Conv2d(1, 5, 3, padding=1)
+            self.head = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.features(x).relu().mean((-2, -1)))
+
+    student = small(classes=3, widths=(4,), steps=3)
+    before = student.head.weight.detach().clone()
+    how = dict(out=str(tmp_path / "a"), epochs=2, progress=False, batch=12)
+    result = distill(student, Teacher(), own, ["bkd", "kd"], bkd={"teacher_tap": "features"}, **how)
+    assert not torch.equal(student.head.weight, before) and len(result["test"]["by_step"]) == 3
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def tiny(classes, channels):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(channels * 64, classes))\n"
+    )
+    how["out"] = str(tmp_path / "b")
+    result = distill(f"{tmp_path / 'mine.py'}:tiny", Teacher(), own, "kd", **how)
+    with pytest.raises(SpecError, match=r"built by code.*mine\.py:tiny.*trust_code=True"):
+        spikedistill.load(tmp_path / "b")
+    assert spikedistill.load(tmp_path / "b", trust_code=True)[1].out_features == 3
+
+
+def test_the_readme_loop_one_level_down():
+    torch.manual_seed(0)
+    x, y = torch.rand(32, 1, 8, 8), torch.arange(32) % 2
+    batches = data.Tensors(x, y, batch_size=8, shuffle=True)
+    student, teacher = small(classes=2, widths=(4, 6)), small(classes=2, widths=(4, 6), neuron="relu")
+    result = fit(Stage(batches, **vars(bkd(student, teacher)), epochs=2), progress=False)
+    assert len(result["epochs"]) == 2 and infer(student, x).logits.shape == (4, 32, 2)
+
+
+def test_frames_are_counted_by_their_second_axis(tmp_path):
+    x = torch.rand(40, 3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    frames = data.from_tensors(x, torch.arange(40) % 4, x[:10], torch.arange(10) % 4, batch_size=10)
+    how = dict(student="small(widths=(3, 4))", methods="ce", epochs=1, batch=10, progress=False, steps=3)
+    result = distill(data=frames, **how, out=str(tmp_path / "run"))
+    assert result["test"]["samples"] == 10 and len(result["test"]["by_step"]) == 3
+
+
+def test_settings_that_data_of_yours_could_not_take_are_mistakes(tmp_path):
+    x, y = torch.rand(48, 1, 8, 8), torch.arange(48) % 3
+    own = data.from_tensors(x, y, x[:12], y[:12], valid=0.25, batch_size=12)
+    how = dict(student="small(widths=(3, 4))", methods="ce", progress=False, out=str(tmp_path / "run"))
+    with pytest.raises(SpecError) as error:
+        distill(data=own, augment="flip", valid=0.2, batch=8, **how)
+    assert [line.split(":")[0] for line in error.value.mistakes] == ["augment", "valid", "batch"]
+    assert "have batches of 12: make them with batch_size=8" in str(error.value) and not (tmp_path / "run").exists()
+    distill(data=own, epochs=1, **how)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["batch"] == 12
+
+
+def test_the_only_update_of_a_run_trains(tmp_path):
+    x, y = torch.rand(24, 1, 8, 8), torch.arange(24) % 3
+    own = data.from_tensors(x, y, x[:12], y[:12], valid=0, batch_size=24)
+    student = small(classes=3, widths=(4,), steps=3)
+    before = student.head.weight.detach().clone()
+    distill(student, data=own, methods="ce", epochs=1, progress=False, out=str(tmp_path / "run"))
+    assert not torch.equal(student.head.weight, before)
+
+
+class Listed:
+    """A data set that gives samples and labels alone."""
+
+    def __init__(self, x, y, noise=0.0):
+        self.x, self.targets, self.noise = x, y.tolist(), noise
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        x = self.x[i]
+        return (x + self.noise * torch.rand_like(x)).clamp(0, 1), self.targets[i]
+
+
+def test_other_samples_of_the_same_labels_are_noticed():
+    x, y = torch.rand(40, 1, 4, 4), torch.arange(40) % 2
+
+    def of(x, noise=0.0):
+        return fingerprint(data.from_dataset(Listed(x, y, noise), Listed(x, y, noise), "ab", (1, 4, 4), valid=0.2))
+
+    assert of(x) == of(x) != of(x * 0.9)
+    assert of(x, 0.1) == of(x, 0.1) != of(x * 0.9, 0.1)  # drawn alike by a seed
+    words = Listed(x, y)
+    words.targets = ["a", "b"] * 20  # of which nothing has to be known
+    words.__class__ = type("Words", (Listed,), {"__getitem__": lambda self, i: (self.x[i].bfloat16(), y[i])})
+    assert fingerprint(data.from_dataset(words, words, "ab", (1, 4, 4), labels=y, valid=0)) != of(x)
+
+    class Drawn(Listed):
+        own = torch.Generator().manual_seed(0)
+
+        def __getitem__(self, i):
+            return torch.rand(1, 4, 4, generator=self.own), self.targets[i]
+
+    drawn = [data.from_dataset(Drawn(x, y), Drawn(x, y), "ab", (1, 4, 4), valid=0.2) for y in (y, y, 1 - y)]
+    assert fingerprint(drawn[0]) == fingerprint(drawn[1]) != fingerprint(drawn[2])  # drawn anew: labels alone
+    pictures = [
+        data.folders.Pictures([Path(__file__)], [0], (1, 4, 4)),
+        data.folders.Pictures([Path(json.__file__)], [0], (1, 4, 4)),
+    ]
+    assert pictures[0].samples != pictures[1].samples
