@@ -31,15 +31,16 @@ HEAD = 20  # bytes of a record before its tensors
 class Cache:
     """Give it to a Pass. folder: where, shared with other processes; None keeps all in memory. limit: bytes.
 
-    Where the limit is reached, it warns once and goes on without storing. asked, hits: samples, so far.
-    computed, seconds: samples that models were run on, and how long that took.
+    Where the limit is reached, it warns once and goes on without storing. asked, hits: samples, so far, in `calls`.
+    computed, seconds, cpu_seconds: samples that models were run on, in `ran` calls of them, and how long that took.
     """
 
     def __init__(self, folder: str | Path | None = None, limit: float = 8 * 2**30):
         self.folder, self.limit = Path(folder) if folder else None, limit
         self.tables: dict[str, Table] = {}
         self.prints: dict[int, tuple[nn.Module, list, str]] = {}
-        self.asked, self.hits, self.computed, self.seconds, self.full = 0, 0, 0, 0.0, False
+        self.asked, self.hits, self.computed, self.full = 0, 0, 0, False
+        self.calls, self.ran, self.seconds, self.cpu_seconds = 0, 0, 0.0, 0.0
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -56,19 +57,24 @@ class Cache:
         keys = [blake2b(row, digest_size=16).digest() for row in raw(samples)]
         rows = table.read(keys)
         missing = [i for i, key in enumerate(keys) if key not in rows]
+        self.calls += 1
         self.asked, self.hits = self.asked + len(keys), self.hits + len(keys) - len(missing)
         if not keys:
+            self.ran += 1
             return infer(model, x, steps, taps)
         if missing:
             eights = -(-len(missing) // 8) * 8
             whole = eights >= len(keys) or not table.separable
             ask = [*range(len(keys))] if whole else (missing * 8)[:eights]
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
             out = infer(model, x if whole else x.index_select(dim, torch.tensor(ask, device=x.device)), steps, taps)
             if kind == "cuda":
                 torch.cuda.synchronize(x.device)
-            self.computed, self.seconds = self.computed + len(ask), self.seconds + time.perf_counter() - began
+            self.ran, self.computed = self.ran + 1, self.computed + len(ask)
+            self.seconds += time.perf_counter() - began
+            self.cpu_seconds += time.process_time() - cpu
             if table.separable is None and len(keys) > 8:
+                self.ran += 1
                 few = infer(model, x.narrow(dim, 0, 8), steps, taps)
                 table.separable = all(torch.equal(a[:, :8], b) for a, b in zip(parts(out), parts(few)))
             fields, found = encode(out, taps)

@@ -345,10 +345,10 @@ def train(c: Config, out: Path, student: Any, teacher: Any, data: Any, title: st
     result = measure(c, student, data, history, fabric)
     result["wall_seconds"] = time.perf_counter() - began
     result["shape"] = list(data.shape)
-    result["teacher_calls"] = calls.report()
+    result["teacher_calls"] = calls.report(cache)
     result["loss"] = {name: "schedule" if callable(weight) else weight for name, (weight, _) in plan.loss.items()}
     if cache:
-        kept = ("asked", "hits", "full", "computed", "seconds")
+        kept = ("asked", "hits", "full", "computed", "seconds", "cpu_seconds")
         result["teacher_cache"] = {name: getattr(cache, name) for name in kept}
     result["parameters"] = {
         "student": models.parameters(student),
@@ -412,8 +412,7 @@ def measure(c: Config, student: nn.Module, data: Any, history: dict[str, Any], f
         result["test"]["touched"] = "once, after training; every choice was made on the validation split"
     if data.valid is not None:
         result["valid"] = evaluate(student, data.valid, fabric=fabric)
-        with fabric.autocast():
-            result["activity"] = activity(student, data.valid)
+        result["activity"] = activity(student, data.valid)  # in float32: bfloat16 cannot tell means of spikes apart
     result |= {
         "best_epoch": history["best"] + 1,
         "epochs": len(history["epochs"]),

@@ -81,8 +81,8 @@ def measures(name: str, of: Mapping[int, Result]) -> Row:
         "mac": average(lambda r: r["activity"]["operations"]["mac"]),
         "energy_compute_nj": spent["compute"],
         "energy_nj": spent["total"],
-        "seconds": average(lambda r: r["train_seconds"]),
-        "cpu_seconds": average(lambda r: r.get("train_cpu_seconds") if r.get("device") == "cpu" else None),
+        "seconds": average(lambda r: r["train_seconds"] - _for_cache(r, "seconds")),
+        "cpu_seconds": average(_cpu_seconds),
         "peak_memory_bytes": average(lambda r: r["peak_memory_bytes"]),
         "parameters": results[0]["parameters"]["student"],
         "nonzero": average(lambda r: r["parameters"].get("nonzero")),
@@ -90,6 +90,17 @@ def measures(name: str, of: Mapping[int, Result]) -> Row:
         "training_only": results[0]["parameters"]["training_only"],
         "teacher_calls": average(lambda r: r.get("teacher_calls")),
     }
+
+
+def _cpu_seconds(result: Result) -> float | None:
+    used = result.get("train_cpu_seconds") if result.get("device") == "cpu" else None
+    return None if used is None else used - _for_cache(result, "cpu_seconds")
+
+
+def _for_cache(result: Result, clock: str) -> float:
+    """Seconds of training that went into outputs of the teacher for all runs: the first to ask would pay them alone."""
+    spent = result.get("teacher_cache", {})
+    return spent.get(clock, spent.get("seconds", 0.0))  # earlier versions had one clock
 
 
 def conclusions(results: Mapping[str, Mapping[int, Result]], rows: Sequence[Row], baseline: str) -> list[str]:
@@ -211,12 +222,14 @@ def timed(rows: Sequence[Row]) -> bool:
     return all(row.get("cpu_seconds") is not None for row in rows)
 
 
-def legend(rows: Sequence[Row], confidence: float, together: int) -> list[str]:
-    """What the columns mean."""
+def legend(rows: Sequence[Row], confidence: float, together: int, cached: bool = False) -> list[str]:
+    """What the columns mean. cached: the teacher's outputs were kept for all runs."""
     count = sum(row.get("verdict") in ("better", "worse", "unclear") for row in rows)
     clock = f"train s: seconds of training{f' with {together} runs side by side' if together > 1 else ''}"
     if timed(rows):
         clock = "CPU s: seconds of training, of processor time, whatever else ran on the machine"
+    if cached:
+        clock += ", without the teacher's for what the cache did not have"
     rewritten: dict[str, list[str]] = {}
     for row in rows:
         if row.get("rewritten"):
@@ -234,7 +247,8 @@ def legend(rows: Sequence[Row], confidence: float, together: int) -> list[str]:
         "params: of the student as it is saved, rewrites folded back; not 0: those that pruning left; rate: spikes per "
         "neuron and step. M adds, M mults: million operations an image, none for a weight of 0; nJ: energy of an image "
         "at 45 nm in float32 with memory traffic, an estimate (report/energy.py).",
-        f"{clock}; peak MB: most memory of the process (of tensors on a GPU); trained: parameters of the student while "
-        "it is trained; extra: parameters that only training has; teacher: teacher calls a batch.",
+        f"{clock}; peak MB: most memory of the process, with what it has mapped of a cache (of tensors on a GPU); "
+        "trained: parameters of the student while it is trained; extra: parameters that only training has; teacher: how "
+        "often a batch asks it.",
         *([f"Rewritten before training, so not from the same initialisation as the others: {by}."] if by else []),
     ]

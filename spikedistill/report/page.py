@@ -433,7 +433,7 @@ def of_compare(folder: Path) -> dict[str, Any]:
     if not rows:
         raise SpecError([f"'{folder}': no run of this comparison is finished, so there is nothing to report yet"])
     accuracy, *cost = comparison.tables(rows, "", baseline, c["confidence"])
-    legend = comparison.legend(rows, c["confidence"], c.get("jobs", 1))
+    legend = comparison.legend(rows, c["confidence"], c.get("jobs", 1), bool(c.get("teacher_cache")))
     drawn = {"accuracies": (figures.dots(rows), "")}
     if any("difference" in row for row in rows):
         caption = "Blue: better, orange: worse, grey: not shown to differ."

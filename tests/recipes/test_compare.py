@@ -123,6 +123,11 @@ def test_rows_and_seeds_share_one_cache_of_the_teacher(how, tmp_path):
     cache, asked = shared["teacher_cache"], hits["kd-0"][1]
     assert plain["teacher_cache"] is None and cache["read"] == 3 * asked and cache["saved_seconds"] > 0
     assert f"{cache['computed']:,} computed, {cache['read']:,} read from the cache" in " ".join(shared["notes"])
+    runs = [json.loads((tmp_path / "again/runs" / f"kd-{seed}/result.json").read_text()) for seed in (0, 1)]
+    own = [r["train_cpu_seconds"] - r["teacher_cache"]["cpu_seconds"] for r in runs]
+    assert runs[0]["teacher_cache"]["cpu_seconds"] > 0 == runs[1]["teacher_cache"]["cpu_seconds"]
+    assert shared["rows"][1]["cpu_seconds"] == pytest.approx(sum(own) / 2)  # which row asked first is no cost of it
+    assert [row["teacher_calls"] for row in shared["rows"]] == [0, 1, 1]
     assert hits == {"ce-0": (0, 0), "kd-0": (0, asked)} | dict.fromkeys(("kd-1", "soft-0", "soft-1"), (asked, asked))
 
 

@@ -19,6 +19,7 @@ from spikedistill.core.plan import merge
 from spikedistill.methods import ckd, distilling_spikes, kd, static2dvs, tssd
 from spikedistill.models.small import small
 from spikedistill.recipes.distill import distill, rehearse, split
+from spikedistill.report.activity import activity
 from spikedistill.spec import SpecError
 from tests.methods.toy import toy_batch, toy_student, toy_teacher
 
@@ -111,9 +112,22 @@ def test_kept_outputs_of_the_teacher_change_no_number(pictures, teacher, tmp_pat
     for other in (first, second):
         assert other["valid"] == without["valid"] and other["test"] == without["test"]
     assert 0 < first["teacher_cache"]["hits"] < first["teacher_cache"]["asked"] and not first["teacher_cache"]["full"]
-    assert without["teacher_calls"] == 1 and "teacher_cache" not in without
+    assert "teacher_cache" not in without and [r["teacher_calls"] for r in results] == [1, 1, 1]
+    assert 0 < first["teacher_cache"]["cpu_seconds"] and 0 < first["teacher_cache"]["seconds"] < first["train_seconds"]
     if where == "folder":
-        assert second["teacher_cache"]["hits"] == second["teacher_cache"]["asked"] and second["teacher_calls"] == 0
+        assert second["teacher_cache"]["hits"] == second["teacher_cache"]["asked"]
+        assert second["teacher_cache"]["cpu_seconds"] == second["teacher_cache"]["seconds"] == 0
+
+
+def test_activity_is_that_of_the_student_in_float32_whatever_it_was_trained_in(pictures, tmp_path):
+    """Means of spikes in bfloat16 look like any other numbers, and additions would be counted as multiplications."""
+    words = ["distill", "--data", pictures, "--student", "small(widths=(3, 6))", "--method", "ce", *QUICK]
+    words[words.index("32-true")] = "bf16-mixed"
+    cli_ok(*words, "--out", str(tmp_path / "run"))
+    found = json.loads((tmp_path / "run" / "result.json").read_text())["activity"]
+    held_out = spikedistill.data.load(pictures, valid=0.1, batch_size=16).valid
+    assert found == activity(spikedistill.load(tmp_path / "run", fast=False), held_out)
+    assert found["operations"]["ac"] > 0 and found["synapses"]["head"]["kind"] == "ac"
 
 
 def test_a_place_for_outputs_that_cannot_be_made_is_named(pictures, teacher, tmp_path, capsys):

@@ -128,7 +128,7 @@ def write(result: dict[str, Any], c: Any) -> None:
     runs.write_json(out / "compare.json", result)
     drawn = comparison.tables(result["rows"], result["title"], result["baseline"], c.confidence)
     words = [*result["conclusions"], *(f"Note: {note}." for note in result["notes"])]
-    legend = comparison.legend(result["rows"], c.confidence, c.jobs)
+    legend = comparison.legend(result["rows"], c.confidence, c.jobs, bool(result["teacher_cache"]))
     (out / "compare.md").write_text(
         "\n".join([*map(tables.markdown, drawn), *(f"- {w}" for w in words), "", *legend]) + "\n"
     )

@@ -63,7 +63,7 @@ def check_teacher(teacher: str | None, methods: Sequence[str]) -> list[str]:
 
 
 class Calls:
-    """Counts how often a teacher is run: methods skip it in phases, or run it twice."""
+    """Counts how often a teacher is asked, itself or through a cache: methods skip it in phases, or ask it twice."""
 
     def __init__(self, teacher: nn.Module | None):
         self.batches = self.calls = 0
@@ -82,9 +82,10 @@ class Calls:
 
         return counted
 
-    def report(self) -> float | None:
+    def report(self, cache: Cache | None) -> float | None:
         """Calls a batch of training, over what this process trained; None where it trained nothing."""
-        return self.calls / self.batches if self.batches else None
+        asked = self.calls + (cache.calls - cache.ran if cache else 0)
+        return asked / self.batches if self.batches else None
 
 
 def cached(passes: Mapping[str, Pass], teacher: nn.Module | None, cache: Cache | None) -> dict[str, Pass]:
