@@ -128,6 +128,16 @@ def check(model: str, **given: Any) -> list[str]:
     return mistakes + wrong
 
 
+def weightless(model: str) -> bool:
+    """Whether a model's text, which `check` accepts, names one whose weights are drawn, or those of its last layer."""
+    name, _, asked = _split(model)
+    if library := _library_of(name):
+        given = {k: v for k, v in asked.items() if k in ("pretrained", "classes")}
+        clean, _ = bind(LIBRARIES[library][0], given, name, skip=1)
+        return not clean.get("pretrained") or "classes" in clean
+    return ".py:" not in name
+
+
 def parameters(model: nn.Module) -> int:
     """How many parameters a model has."""
     return sum(p.numel() for p in model.parameters())
@@ -220,5 +230,6 @@ __all__ = [
     "module",
     "parameters",
     "recompute",
+    "weightless",
     *MODELS,
 ]

@@ -7,6 +7,7 @@ Events with images of the same classes, and a teacher trained on those:
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +31,15 @@ from spikedistill.core.taps import TapError
 from spikedistill.methods import METHODS
 from spikedistill.origin import changed, origin
 from spikedistill.recipes.distilling.fitting import fit_both, fits, frames_left, rehearse, two  # noqa: F401, fits is public
-from spikedistill.recipes.distilling.teacher import Calls, cached, check_teacher, seen_by_teacher, streams
+from spikedistill.recipes.distilling.teacher import (
+    Calls,
+    accuracy,
+    cached,
+    check_teacher,
+    seen_by_teacher,
+    streams,
+    told,
+)
 from spikedistill.report.activity import activity
 from spikedistill.spec import SpecError, bind, near, parse
 
@@ -69,7 +78,7 @@ class Config(BaseModel):
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that decode images, where they do not fit in memory."""
     teacher: str | None = None
-    """A run folder, timm:NAME, hf:NAME (Hugging Face), a model of `spikedistill list models`, or file.py:function."""
+    """A run folder, "timm:NAME(pretrained=True)", "hf:NAME(pretrained=True)" (Hugging Face), or file.py:function."""
     student: str = "small"
     """A model of `spikedistill list models` with settings, "small(widths=(32, 64))", or file.py:function."""
     transform: list[str] = []
@@ -145,6 +154,7 @@ def split(text: str, at: str = ",+") -> list[str]:
 
 def read(settings: Mapping[str, Any], config: type[BaseModel] = Config) -> tuple[Any, list[str]]:
     """Settings -> a validated config and every mistake that can be found without loading anything."""
+    settings = {k: _text(v) for k, v in settings.items()}
     try:
         c, mistakes = config.model_validate(dict(settings)), []
     except ValidationError as error:
@@ -165,6 +175,10 @@ def read(settings: Mapping[str, Any], config: type[BaseModel] = Config) -> tuple
         except ValidationError:
             c = None
     return c, mistakes
+
+
+def _text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def repeated(name: str, given: Sequence[Any]) -> list[str]:
@@ -258,7 +272,7 @@ def distill(
     settings: the flags of `spikedistill distill`, and method settings as bkd={"blur": 0.4}.
     Raises SpecError listing every mistake in them before anything is loaded.
     """
-    objects = {"student": student, "teacher": teacher, "data": data}
+    objects = {k: _text(v) for k, v in {"student": student, "teacher": teacher, "data": data}.items()}
     given = {k: v for k, v in objects.items() if v is not None and not isinstance(v, str)}
     named = {k: v if isinstance(v, str) else f"<{type(v).__name__}>" for k, v in objects.items() if v is not None}
     c, mistakes = read(named | {"method": methods} | settings)
@@ -273,13 +287,16 @@ def distill(
 
 
 def as_given(c: Config, data: Any, settings: Mapping[str, Any]) -> tuple[Config, list[str]]:
-    """The config with the batches of data that are given as an object, and the settings that could not change these."""
+    """The config with batches and time steps of data given as an object, and the settings that could not change it."""
     size, of_data = data.train.batch_size, {*data_sets.settings_of(c.model_dump()), "augment", "valid"} - {"steps"}
     own = sorted(of_data & settings.keys())
     mistakes = [f"{key}: the data are given as an object, which has its own; leave it out" for key in own]
     if settings.get("batch", size) != size:
         mistakes.append(f"batch: the data that are given have batches of {size}: make them with batch_size={c.batch}")
-    return c.model_copy(update={"batch": size}), mistakes
+    steps = c.steps if data.steps is None else data.steps
+    if settings.get("steps", steps) != steps:
+        mistakes.append(f"steps: the data that are given have {steps} frames a sample: make them with steps={c.steps}")
+    return c.model_copy(update={"batch": size, "steps": steps}), mistakes
 
 
 def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, title: str = "") -> dict[str, Any]:
@@ -327,6 +344,9 @@ def train(c: Config, out: Path, student: Any, teacher: Any, data: Any, title: st
     updates = c.epochs * -(-batches.batches(fabric.world_size) // c.accumulate)
     stage = Stage(batches, **vars(plan), **training(c, student, updates), valid=data.valid)
     rehearse(stage, probe)
+    known = accuracy(teacher, shown, fabric)
+    if known is not None:
+        say(c, told(known, len(data.classes)))
     frames, calls, cache = frames_left(data, plan.prepare, probe), Calls(teacher), teacher_cache(c)
     data = data_sets.at_frames(data, frames)
     passes = cached(stage.passes, teacher, cache)
@@ -346,6 +366,7 @@ def train(c: Config, out: Path, student: Any, teacher: Any, data: Any, title: st
     result["wall_seconds"] = time.perf_counter() - began
     result["shape"] = list(data.shape)
     result["teacher_calls"] = calls.report(cache)
+    result["teacher_accuracy"] = known  # on validation
     result["loss"] = {name: "schedule" if callable(weight) else weight for name, (weight, _) in plan.loss.items()}
     if cache:
         kept = ("asked", "hits", "full", "computed", "seconds", "cpu_seconds")
@@ -389,7 +410,9 @@ def networks(
     if teacher is None and c.teacher:
         trained, shown = Path(c.teacher).exists(), data if shown is None else shown
         load = partial(runs.load, fast=False, trust_code=True)
-        teacher = load(c.teacher) if trained else models.build(c.teacher, **image(shown))
+        # a trained model of a library keeps its last layer: one for these classes would be drawn, and teach noise
+        own = not trained and ".py:" not in c.teacher and not models.weightless(c.teacher)
+        teacher = load(c.teacher) if trained else models.build(c.teacher, **({} if own else image(shown)))
         known = runs.about(c.teacher).get("classes") if trained else None
         numbers = [str(i) for i in range(len(shown.classes))]  # what classes without names are called
         if known and known != [*shown.classes] and numbers not in (known, [*shown.classes]):

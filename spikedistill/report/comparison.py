@@ -248,7 +248,7 @@ def legend(rows: Sequence[Row], confidence: float, together: int, cached: bool =
         "neuron and step. M adds, M mults: million operations an image, none for a weight of 0; nJ: energy of an image "
         "at 45 nm in float32 with memory traffic, an estimate (report/energy.py).",
         f"{clock}; peak MB: most memory of the process, with what it has mapped of a cache (of tensors on a GPU); "
-        "trained: parameters of the student while it is trained; extra: parameters that only training has; teacher: how "
-        "often a batch asks it.",
+        "trained: parameters of the student while it is trained; extra: parameters that only training has; teacher: "
+        "how often a batch asks it.",
         *([f"Rewritten before training, so not from the same initialisation as the others: {by}."] if by else []),
     ]

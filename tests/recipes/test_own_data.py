@@ -14,8 +14,12 @@ from spikedistill.core.taps import infer
 from spikedistill.methods import bkd
 from spikedistill.models.small import small
 from spikedistill.origin import fingerprint
+from spikedistill.recipes.comparing.rows import is_trained_here
 from spikedistill.recipes.distill import distill
 from spikedistill.spec import SpecError
+from tests.models import test_foreign
+
+timm = test_foreign.timm  # a fixture
 
 
 def test_python_with_own_tensors_module_and_function(tmp_path):
@@ -127,3 +131,66 @@ def test_other_samples_of_the_same_labels_are_noticed():
         data.folders.Pictures([Path(json.__file__)], [0], (1, 4, 4)),
     ]
     assert pictures[0].samples != pictures[1].samples
+
+
+def own_teacher(x, y, **how):
+    """A run on tensors with a teacher given as text; QUICK."""
+    quick: dict = dict(epochs=1, precision="32-true", progress=False, student="small(widths=(3, 6))", methods="kd")
+    return distill(data=data.from_tensors(x, y, x, y, valid=0.25, batch_size=12), **quick | how)
+
+
+def test_a_teacher_of_a_library_has_trained_weights_and_its_own_last_layer(timm, tmp_path, monkeypatch):
+    x, y = torch.rand(24, 3, 24, 24), torch.arange(24) % 3
+    drawn = ("timm:resnet18", "timm:resnet18(pretrained=no)", "timm:resnet18(pretrained=True, classes=3)")
+    for teacher in drawn:
+        with pytest.raises(
+            SpecError, match=r"without trained weights: write timm:resnet18\(pretrained=True\), or train"
+        ):
+            own_teacher(x, y, teacher=teacher, out=tmp_path / "run")
+    with pytest.raises(SpecError, match=r"teacher: Foreign gives 1000 classes .* train it on them first"):
+        own_teacher(x, y, teacher="timm:resnet18(pretrained=True)", out=tmp_path / "run")
+    assert timm.made == [("resnet18", True, {})] and not (tmp_path / "run" / "config.json").exists()
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: test_foreign.Net(num_classes=3))
+    assert own_teacher(x, y, teacher="timm:resnet18(pretrained=True)", out=tmp_path / "run")["test"]["samples"] == 24
+
+
+@pytest.mark.parametrize("text, trained", [("timm:resnet18(pretrained=True)", False), ("timm:resnet18", True)])
+def test_compare_trains_a_teacher_that_has_no_weights_and_no_other(timm, text, trained):
+    assert is_trained_here(text) == trained
+    assert is_trained_here("small(neuron=relu)") and not is_trained_here(None) and not is_trained_here("smal")
+
+
+def test_what_the_teacher_knows_is_said_before_training(tmp_path, capsys):
+    """One that was trained on images of another normalisation teaches chance, without a word of torch's."""
+    x, y = torch.rand(48, 1, 8, 8), torch.arange(48) % 3
+    x[torch.arange(48), 0, y] = 5.0
+
+    class Knows(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = scale
+
+        def forward(self, x):
+            return self.scale * x[:, 0, :3].amax(2)
+
+    results = [
+        own_teacher(x / 5, y, teacher=Knows(scale), progress=True, out=tmp_path / f"{scale}") for scale in (9.0, -9.0)
+    ]
+    assert results[0]["teacher_accuracy"] == 1 and results[1]["teacher_accuracy"] == 0
+    said = capsys.readouterr().err
+    assert "teacher: 100.00% on validation\n" in said
+    assert "teacher: 0.00% on validation, which is hardly more than chance: does it want another normalisation" in said
+    assert own_teacher(x / 5, y, teacher=None, methods="ce", out=tmp_path / "ce")["teacher_accuracy"] is None
+
+
+def test_the_time_steps_of_own_events_are_those_of_the_run(tmp_path):
+    recorded = [(torch.randint(0, 3, (6, 2, 8, 8)), i % 3) for i in range(24)]
+    own = data.from_events(recorded, recorded, ["a", "b", "c"], (8, 8), steps=6, valid=0.25, batch_size=12)
+    how = dict(student="small(widths=(3, 6))", methods="ce", epochs=1, precision="32-true", progress=False)
+    result = distill(data=own, out=tmp_path / "run", **how)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == len(result["test"]["by_step"]) == 6
+    assert spikedistill.load(tmp_path / "run").steps == 6
+    with pytest.raises(
+        SpecError, match="steps: the data that are given have 6 frames a sample: make them with steps=5"
+    ):
+        distill(data=own, steps=5, out=tmp_path / "other", **how)

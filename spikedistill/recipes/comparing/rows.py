@@ -123,10 +123,8 @@ def shard_of(c: Any) -> tuple[int, int] | None:
 
 
 def is_trained_here(teacher: str | None) -> bool:
-    """Whether the teacher is a model of ours without weights."""
-    if teacher is None or teacher.startswith("timm:") or ".py:" in teacher or Path(teacher).exists():
-        return False
-    return not models.check(teacher)
+    """Whether the teacher is a model without trained weights."""
+    return not (teacher is None or Path(teacher).exists() or models.check(teacher)) and models.weightless(teacher)
 
 
 def plans(c: Any, rows: Sequence[Row]) -> tuple[list[Row], dict[str, Any], list[str]]:

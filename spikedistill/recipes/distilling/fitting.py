@@ -41,7 +41,8 @@ def fits(name: str, model: nn.Module, x: torch.Tensor, classes: Sequence[str]) -
         raise SpecError([f"{name}: {kind} cannot take images of {shape} (channels, height, width): {error}"]) from None
     if logits.shape[-1] != len(classes):
         got = f"{logits.shape[-1]} classes (logits {list(logits.shape)})"
-        raise SpecError([f"{name}: {kind} gives {got}, the data have {len(classes)}"])
+        hint = ": train it on them first, as --student with --method ce, and give its run folder"
+        raise SpecError([f"{name}: {kind} gives {got}, the data have {len(classes)}{hint * (name == 'teacher')}"])
 
 
 def rehearse(stage: Stage, batch: dict[str, torch.Tensor]) -> None:

@@ -13,11 +13,13 @@ from torch import nn
 from spikedistill import data as data_sets
 from spikedistill import models, runs
 from spikedistill.cache import Cache
+from spikedistill.core.evaluate import evaluate
 from spikedistill.core.plan import Prepare
 from spikedistill.core.step import Batch, Pass
 from spikedistill.methods import METHODS
 from spikedistill.spec import SpecError
 
+TEACHERS = "a run folder, timm:NAME(pretrained=True), hf:NAME(pretrained=True) or file.py:function"
 PAIRED = ("source", "rgb")  # what `data.Pairs` adds to a batch
 
 
@@ -46,7 +48,7 @@ def needs_teacher(method: str) -> bool:
 def check_teacher(teacher: str | None, methods: Sequence[str]) -> list[str]:
     if teacher is None:
         needy = [m for m in methods if needs_teacher(m)]
-        return [f"{', '.join(needy)} needs one: a run folder, timm:NAME, hf:NAME or file.py:function"] if needy else []
+        return [f"{', '.join(needy)} needs one: {TEACHERS}"] if needy else []
     if Path(teacher).exists() and ".py:" not in teacher:
         try:
             runs.about(teacher)
@@ -55,11 +57,26 @@ def check_teacher(teacher: str | None, methods: Sequence[str]) -> list[str]:
         return []
     wrong = models.check(teacher)
     if wrong and "is unknown" in wrong[0]:
-        return [f"'{teacher}' is no run folder and no model: give a run folder, timm:NAME, hf:NAME or file.py:function"]
-    if not wrong and not teacher.startswith(("timm:", "hf:")) and ".py:" not in teacher:
-        hint = "train it first with --method ce, and give its run folder"
-        return [f"'{teacher}' is a model without weights: {hint}"]
+        return [f"'{teacher}' is no run folder and no model: give {TEACHERS}"]
+    if not wrong and models.weightless(teacher):
+        hint = "train it first, as --student with --method ce, and give its run folder"
+        if teacher.startswith(("timm:", "hf:")):
+            hint = f"write {teacher.partition('(')[0]}(pretrained=True), or {hint}"
+        return [f"'{teacher}' is a model without trained weights: {hint}"]
     return wrong
+
+
+def accuracy(teacher: nn.Module | None, shown: Any, fabric: Any) -> float | None:
+    """Of the teacher on the validation part of what it sees; None where there is no teacher or no such part."""
+    if teacher is None or shown.valid is None:
+        return None
+    return evaluate(teacher.to(fabric.device), shown.valid, fabric=fabric)["accuracy"]
+
+
+def told(accuracy: float, classes: int) -> str:
+    """The accuracy in words, and what is likely wrong where it is hardly more than chance."""
+    hint = "which is hardly more than chance: does it want another normalisation, or other classes?"
+    return f"teacher: {accuracy:.2%} on validation" + (f", {hint}" if accuracy < 1.5 / classes else "")
 
 
 class Calls:
