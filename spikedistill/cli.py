@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from spikedistill.own import is_own
 from spikedistill.spec import SpecError, near
 
 app = App(name="spikedistill", help="Train spiking neural networks by knowledge distillation.", help_format="plaintext")
@@ -138,11 +139,12 @@ def setting_rows(function: Callable, skip: int) -> tuple[str, list[tuple[str, st
 
     text = re.sub(r"\s+", " ", function.__doc__ or "")
     names = settings(function, skip)
+    other = rf"(?:(?:{'|'.join(settings(function))})(?:, )?)+: "
     hints = get_type_hints(function, include_extras=True)
     rows = []
     for name, p in names.items():
         # "name: meaning." up to the next "other: ", also where several share one meaning, "a, b: meaning."
-        found = re.search(rf"(?:^|[\s,]){name}(?:, \w+)*: (.*?)(?=(?: [\w, ]+: )|$)", text)
+        found = re.search(rf"(?:^|[\s,]){name}(?:, \w+)*: (.*?)(?= {other}| Raises |$)", text)
         meaning = found.group(1).strip() if found else ""
         default = "required" if p.default is P.empty else repr(p.default)
         rows.append((name, type_name(hints.get(name, Any)), default, meaning))
@@ -345,7 +347,7 @@ def config_file(name: Any) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"config: '{path}' is not valid {path.suffix[1:].upper()}: {' '.join(str(error).split())}"]
     if not isinstance(content, dict):
         return {}, [f"config: '{path}' should hold settings by name, it holds a {type(content).__name__}"]
-    settings = {str(k).replace("-", "_"): v for k, v in content.items()}
+    settings = {k if is_own(k) else k.replace("-", "_"): v for k, v in zip(map(str, content), content.values())}
     if of_run:
         settings.pop("overwrite", None)  # it was for the command that made the run, and earlier versions kept it
     return settings, []
@@ -378,7 +380,7 @@ def report_(path: Path, *, out: Path | None = None, figures: Path | None = None,
     path: a run folder, or the folder of a comparison or of a recipe.
     out: the file to write, by default report.html in that folder.
     figures: a folder for each figure as SVG and PDF.
-    trust_code: import the file.py that built the student or teacher.
+    trust_code: import the file.py that built the student, teacher or data.
     """
     from spikedistill.report import page
 

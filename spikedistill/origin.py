@@ -1,7 +1,7 @@
-"""What a run was made of: data and teacher in 16 letters each, so that others of the same name are noticed."""
+"""What a run was made of: data, teacher and files of code in 16 letters each; others of the same name are noticed."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from spikedistill import data as data_sets
-from spikedistill import runs
+from spikedistill import own, runs
 from spikedistill.cache import raw
 from spikedistill.data.batches import as_image, seeded
 
 
-def origin(data: Any, teacher: str | nn.Module | None) -> dict[str, str | None]:
-    """{"data", "teacher"} as `origin.json` has them."""
-    return {"data": fingerprint(data), "teacher": teacher_print(teacher)}
+def origin(data: Any, teacher: str | nn.Module | None, texts: Iterable[str | None] = ()) -> dict[str, Any]:
+    """{"data", "teacher", "code": {file: print}} as `origin.json` has them. texts: of settings that may name a file."""
+    return {"data": fingerprint(data), "teacher": teacher_print(teacher), "code": own.prints(texts)}
 
 
 def fingerprint(data: Any) -> str:
@@ -69,6 +69,7 @@ def teacher_print(teacher: str | nn.Module | None) -> str | None:
 
 
 def changed(folder: Path, now: Mapping[str, Any]) -> list[str]:
-    """Which of data and teacher are not what the runs in a folder were made with."""
+    """Which of data, teacher and files of code are not what the runs in a folder were made with."""
     before = runs.read_json(folder / "origin.json") if (folder / "origin.json").exists() else {}
+    before, now = ({**known, **known.get("code", {}), "code": None} for known in (before, now))
     return [k for k, v in now.items() if v is not None and before.get(k) not in (None, v)]

@@ -37,9 +37,17 @@ def near(word: str, valid: Iterable[str]) -> str:
 def parse(text: str) -> tuple[str, tuple, dict[str, Any]]:
     """'name', 'name(2, key=value)' -> name, positional and keyword settings.
 
-    Values are Python literals. A nested name or call is left as text for whoever reads it: neuron=plif(tau=2.0).
-    Raises SpecError for anything else.
+    Values are Python literals. A nested name or call is left as text for whoever reads it: neuron=plif(tau=2.0). The
+    name may be one of a file, 'path/to/file.py:function', or of a library, 'timm:NAME'. Raises SpecError for anything
+    else.
     """
+    found = re.match(r"(?!\w+\()(.+?\.py(?::\w*)?|(?:timm|hf):[^(]*)(\(.*\))?$", text.strip(), re.DOTALL)
+    if found:
+        name, rest = found.groups(default="")
+        try:
+            return name, *parse(f"of{rest}")[1:]
+        except SpecError:
+            raise SpecError([f"cannot read '{text}': write {name}(key=value, ...) with plain values"]) from None
     try:
         # the neuron "if" is a keyword of Python, which the parser would stumble over
         node = ast.parse(re.sub(r"(^|[=(,])\s*if\s*(?=[(,)]|$)", r"\1if_", text.strip()), mode="eval").body

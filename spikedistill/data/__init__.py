@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spikedistill import own, spec
+
 from . import events, folders, images, simulate
 from .augment import parse, suits
 from .batches import Batch, DataError, Files, MissingData, Tensors
@@ -55,6 +57,7 @@ NAMES = {
     "svhn": "house numbers, 73,257 + 26,032, RGB 32x32, 10 classes; torchvision's files in root, or download",
     "imagenet": "photographs, 1.28 million + 50,000, RGB 224x224, 1,000 classes; folders root/train and root/val",
     "folder:PATH": "your own images, one folder a class, any size, grey or RGB, transparent on white (png, jpg, ...)",
+    "FILE.py:FUNCTION": "your own, a function that returns what from_tensors, from_events or from_dataset give",
     "fashion-events": "fashion-mini seen by a simulated event camera, 8,000 + 2,000, 6 frames of 2x34x34, 10 classes",
     "nmnist": "N-MNIST, 60,000 + 10,000, 10 frames of 2x34x34, 10 classes; unpacked in root",
     "n-caltech101": "N-Caltech101, 8,709, 10 frames of 2x48x48, 101 classes; unpacked in root",
@@ -71,6 +74,11 @@ def names() -> dict[str, str]:
 def has_steps(name: str) -> bool:
     """Whether the samples of a data set are frames over time, made of events, so that `load` takes `steps`."""
     return name == "fashion-events" or name in events.SETS
+
+
+def _may_have_steps(name: str) -> bool:
+    """The same, or it is one of yours, which may have."""
+    return has_steps(name) or own.is_own(name)
 
 
 def load(
@@ -93,8 +101,10 @@ def load(
     pair_classes: str = "all",
     train_share: float = 1.0,
 ) -> Data:
-    """A data set by name.
+    """A data set by name, or by a function of yours, 'path/to/file.py:function(setting=2)', that returns a `Data`.
 
+    A function of yours is called with what it takes of root, valid, seed, batch_size, augment, size, workers, steps and
+    frames, which are as they are here.
     root: the folder its files are in; valid: the share of the training data held out, always the same samples, 0 for
     none; seed: of the order and the augmentation; augment: as `parse` reads it, "default" for what suits the data;
     size: side of the images of `folder:` and `imagenet`, and of the frames of recorded events; workers: processes that
@@ -123,6 +133,8 @@ def load(
         return fewer(load(name, root=root, size=size, **how), train_share)
     if encode != "direct":
         return encoded(load(name, root=root, size=size, download=download, **how), encode, steps or 4)
+    if own.is_own(name):
+        return _own(name, {"root": root, "size": size, "steps": steps, "frames": frames} | how)
     if name == "fashion-events":
         return simulate.fashion_events(steps=steps, kind=frames, **how)
     if name in events.SETS:
@@ -134,6 +146,20 @@ def load(
     if name == "mnist-5k":
         return images.digits(name, **how)
     return (images.vision if name in images.VISION else images.idx)(name, root, download=download, **how)
+
+
+def _own(text: str, given: Mapping[str, Any]) -> Data:
+    name, _, asked = spec.parse(text)
+    if wrong := own.check(name, asked):
+        raise DataError("; ".join(wrong))
+    function = own.imported(name)
+    try:
+        made = function(**own.taken(function, given) | asked)
+    except TypeError as error:
+        raise DataError(f"{name} cannot be called: {error}") from error
+    if not isinstance(made, Data):
+        raise DataError(f"{name} returned a {type(made).__name__}: it must return a Data, as from_tensors gives it")
+    return made
 
 
 def check(
@@ -155,7 +181,11 @@ def check(
     """What `load` would complain of, as far as can be seen without reading the images. Empty: nothing."""
 
     def source() -> None:
-        if name.startswith("folder:"):
+        if own.is_own(name):
+            called, _, asked = spec.parse(name)
+            if wrong := own.check(called, asked):
+                raise DataError("; ".join(wrong))
+        elif name.startswith("folder:"):
             folders.scan(_folder(name, root))
         elif name in images.VISION:
             images.vision_ready(name, root, download)
@@ -173,7 +203,7 @@ def check(
         lambda: _frames(name, steps, frames, encode),
         lambda: _pair(name, pair, pair_classes),
         lambda: _share(train_share),
-        lambda: suits(parse(augment), has_steps(name)) if isinstance(augment, str) and augment != "default" else None,
+        lambda: _suits(name, augment),
         source,
     ):
         try:
@@ -185,6 +215,11 @@ def check(
     return errors
 
 
+def _suits(name: str, augment: Any) -> None:
+    if isinstance(augment, str) and augment != "default" and not own.is_own(name):
+        suits(parse(augment), has_steps(name))
+
+
 PAIRING = ("pair", "pair_root", "pair_size", "pair_classes")
 SETTINGS = ("root", "size", "download", "frames", "encode", "train_share", *PAIRING)
 
@@ -192,7 +227,7 @@ SETTINGS = ("root", "size", "download", "frames", "encode", "train_share", *PAIR
 def settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
     """What `load` and `check` take of a run's settings (its config.json) beside the name, which is run["data"]."""
     given = {name: run[name] for name in SETTINGS if name in run}
-    timed = has_steps(run["data"]) or run.get("encode", "direct") != "direct"
+    timed = _may_have_steps(run["data"]) or run.get("encode", "direct") != "direct"
     return given | ({"steps": run["steps"]} if timed and "steps" in run else {})
 
 
@@ -206,7 +241,7 @@ def _folder(name: str, root: str | Path | None) -> Path:
 
 
 def _exists(name: str) -> bool:
-    return name in NAMES or (name.startswith("folder:") and name != "folder:")
+    return name in NAMES or own.is_own(name) or (name.startswith("folder:") and name != "folder:")
 
 
 def _known(name: str) -> None:
@@ -222,7 +257,7 @@ def _known(name: str) -> None:
 def _size(name: str, size: int | None) -> None:
     if size is None or not _exists(name):
         return
-    if name not in ("imagenet", *events.SETS) and not name.startswith("folder:"):
+    if name not in ("imagenet", *events.SETS) and not name.startswith("folder:") and not own.is_own(name):
         raise DataError(
             f"{name} has images of one size; size is for folder:PATH, imagenet and {', '.join(events.SETS)}"
         )
@@ -235,7 +270,7 @@ def _size(name: str, size: int | None) -> None:
 def _pair(name: str, pair: str | None, classes: str) -> None:
     if pair is None or not _exists(name):
         return
-    if not has_steps(name):
+    if not _may_have_steps(name):
         raise DataError(f"{name} has images; a pair is for events, such as fashion-events with the pair fashion-mini")
     if has_steps(pair):
         raise DataError(f"pair: {pair} has frames of events; a pair is images, such as fashion-mini for fashion-events")
@@ -251,7 +286,7 @@ def _frames(name: str, steps: int | None, frames: str | None, encode: str = "dir
     if encode != "direct" and has_steps(name):
         raise DataError(f"{name} has frames of events already; encode is for images")
     for what, value in (("steps", steps if encode == "direct" else None), ("frames", frames)):
-        if value is not None and not has_steps(name):
+        if value is not None and not _may_have_steps(name):
             raise DataError(
                 f"{name} has images, without frames; {what} is for events (a model repeats an image itself)"
             )

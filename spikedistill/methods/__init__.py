@@ -1,7 +1,10 @@
 """Published methods, one file a paper. The last function of a file is named after the method and gives its Plan."""
 
+from collections.abc import Callable
 from inspect import isfunction
 
+from spikedistill import own
+from spikedistill.core.plan import Plan
 from spikedistill.methods.activity import activity  # 2024 Louis et al., ICANN, arXiv:2406.18350
 from spikedistill.methods.bkd import bkd  # 2024 Xu et al., ECCV, arXiv:2407.09083
 from spikedistill.methods.ce import ce  # direct training
@@ -32,4 +35,10 @@ from spikedistill.methods.tssd import tssd  # 2024 Zuo et al., arXiv:2406.07862
 METHODS = {name: function for name, function in sorted(globals().items()) if isfunction(function)}
 del METHODS["isfunction"]
 
-__all__ = [*METHODS]
+
+def builder(name: str) -> Callable[..., Plan]:
+    """The function of a method's name, one of METHODS or 'path/to/file.py:function', one of yours like them."""
+    return METHODS[name] if name in METHODS else own.imported(name)
+
+
+__all__ = ["METHODS", "builder", *METHODS]

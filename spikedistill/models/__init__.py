@@ -3,19 +3,15 @@
 `build("sew_resnet18(width=32)", classes=10)` makes one from text; the builders are plain functions, to be called too.
 """
 
-import ast
 import importlib.util
 import inspect
 import json
-import re
-import sys
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from spikedistill import own
 from spikedistill.models import foreign
 from spikedistill.models.foreign import Foreign, Spiking, measure_dims, module
 from spikedistill.models.layers import recompute
@@ -69,7 +65,7 @@ def build(model: str | nn.Module, **given: Any) -> nn.Module:
         return model
     if mistakes := check(model, **given):
         raise SpecError(mistakes)
-    name, _, asked = _split(model)
+    name, _, asked = parse(model)
     if library := _library_of(name):
         # the text keeps its settings, so that a mean in it is not taken for that of the data when it is built again
         given = {k: v for k, v in given.items() if k == "classes" or k not in GIVEN}
@@ -77,7 +73,7 @@ def build(model: str | nn.Module, **given: Any) -> nn.Module:
         built, spec = function(name.partition(":")[2], **given | asked), {"model": model, "settings": given}
     else:
         if ".py:" in name:
-            function = _imported(name)
+            function = own.imported(name)
             chosen = _taken(function, given) | asked
             try:
                 inspect.signature(function).bind(**chosen)
@@ -102,7 +98,7 @@ def build(model: str | nn.Module, **given: Any) -> nn.Module:
 def check(model: str, **given: Any) -> list[str]:
     """The mistakes in a model's text (and `given`), found without building it or importing a file of yours."""
     try:
-        name, positional, asked = _split(model)
+        name, positional, asked = parse(model)
     except SpecError as error:
         return error.mistakes
     mistakes = [f"'{model}': give settings by name, {name}(key=value)"] if positional else []
@@ -115,8 +111,8 @@ def check(model: str, **given: Any) -> list[str]:
         known = settings(function, skip=1)
         mine = asked if library == "hf" else {k: v for k, v in asked.items() if k in known}  # timm's models take more
         return mistakes + bind(function, mine, name, skip=1)[1]
-    if ".py:" in name or name.endswith(".py"):
-        return mistakes + _check_file(name, asked)
+    if own.is_own(name):
+        return mistakes + own.check(name, asked)
     if name not in MODELS:
         return [*mistakes, f"'{name}' is unknown; {near(name, MODELS)} (or timm:NAME, hf:NAME, file.py:function)"]
     clean, wrong = bind(MODELS[name], _taken(MODELS[name], given) | asked, name)
@@ -130,7 +126,7 @@ def check(model: str, **given: Any) -> list[str]:
 
 def weightless(model: str) -> bool:
     """Whether a model's text, which `check` accepts, names one whose weights are drawn, or those of its last layer."""
-    name, _, asked = _split(model)
+    name, _, asked = parse(model)
     if library := _library_of(name):
         given = {k: v for k, v in asked.items() if k in ("pretrained", "classes")}
         clean, _ = bind(LIBRARIES[library][0], given, name, skip=1)
@@ -156,67 +152,11 @@ def _library_of(name: str) -> str:
     return prefix if colon and prefix in LIBRARIES else ""
 
 
-def _split(text: str) -> tuple[str, tuple, dict[str, Any]]:
-    """Text -> what it names, positional and keyword settings."""
-    found = re.match(r"(.+?\.py(?::\w*)?|(?:timm|hf):[^(]*)(\(.*\))?$", text.strip(), re.DOTALL)
-    if not found:
-        return parse(text)
-    name, rest = found.groups(default="")
-    try:
-        return name, *parse(f"model{rest}")[1:]
-    except SpecError:
-        raise SpecError([f"cannot read '{text}': write {name}(key=value, ...) with plain values"]) from None
-
-
 def _taken(function: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` without what is common to all models and this function does not take."""
     known = inspect.signature(function).parameters.values()
     names = GIVEN if any(p.kind is p.VAR_KEYWORD for p in known) else [p.name for p in known]
     return {k: v for k, v in given.items() if k in names or k not in GIVEN}
-
-
-def _check_file(name: str, asked: Mapping[str, Any]) -> list[str]:
-    path, _, function = name.partition(".py:")
-    path = path if name.endswith(".py") else f"{path}.py"
-    try:
-        tree = ast.parse(Path(path).read_bytes(), path)
-    except OSError as error:
-        return [f"'{path}' cannot be read: {error.strerror or error}"]
-    except (SyntaxError, ValueError) as error:
-        return [f"'{path}' is not Python: {error}"]
-    kinds = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
-    defined = {node.name: node for node in tree.body if isinstance(node, kinds)}
-    has = f"it has {', '.join(defined)}" if defined else "it has none"
-    if not function:
-        return [f"'{path}' needs the name of a function, {path}:NAME; {has}"]
-    bound = {a.asname or a.name for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names}
-    bound |= {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
-    if function not in defined.keys() | bound:
-        close = get_close_matches(function, defined, 1, 0.5)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        return [f"'{path}' has no function '{function}': {hint}{has}"]
-    node = defined.get(function)
-    if not isinstance(node, ast.FunctionDef) or node.args.kwarg:
-        return []
-    takes = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
-    hint = f"it takes {', '.join(takes)}" if takes else "it takes none"
-    return [f"{path}:{function}.{key}: no such setting; {hint}" for key in asked if key not in takes]
-
-
-def _imported(name: str) -> Callable[..., Any]:
-    """The function that 'file.py:function' names. Its folder is put on the path, for what the file imports."""
-    path, _, function = name.partition(".py:")
-    file = Path(f"{path}.py").resolve()
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
-    spec = importlib.util.spec_from_file_location(f"{file.stem}@{file.parent}", file)
-    assert spec and spec.loader
-    code = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(code)
-        return getattr(code, function)
-    except Exception as error:
-        raise SpecError([f"'{path}.py' cannot be imported: {type(error).__name__}: {error}"]) from error
 
 
 __all__ = [

@@ -126,7 +126,8 @@ def run(c: Config) -> dict[str, Any]:
         raise SpecError(mistakes)
     if teacher := teacher_job(c, rows):
         c = c.model_copy(update={"teacher": str(teacher.folder)})
-    made_of = origin(parts["data"], None if teacher and not teacher.finished else c.teacher)
+    texts = [c.data, c.student, c.teacher, *(name for row in rows for name in row.methods)]
+    made_of = origin(parts["data"], None if teacher and not teacher.finished else c.teacher, texts)
     tuned = {row.name: _tuned(c, row) for row in rows} if c.tune else {}
     settled = [row.of(found["set"]) if (found := tuned.get(row.name)) else row for row in rows]
     jobs = [job for row in settled for job in jobs_of(c, row) if not c.tune or tuned[row.name]]

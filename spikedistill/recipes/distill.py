@@ -21,14 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import nn
 
 from spikedistill import data as data_sets
-from spikedistill import models, optim, runs, transforms
+from spikedistill import models, optim, own, runs, transforms
 from spikedistill.cache import Cache
 from spikedistill.core.evaluate import evaluate
 from spikedistill.core.fit import Stage, Trainee, fit
 from spikedistill.core.plan import MergeError, Plan, merge
 from spikedistill.core.schedule import Schedule, cosine, steps, warmup
 from spikedistill.core.taps import TapError
-from spikedistill.methods import METHODS
+from spikedistill.methods import METHODS, builder
 from spikedistill.origin import changed, origin
 from spikedistill.recipes.distilling.fitting import fit_both, fits, frames_left, rehearse, two  # noqa: F401, fits is public
 from spikedistill.recipes.distilling.teacher import (
@@ -50,7 +50,7 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="allow", use_attribute_docstrings=True, validate_default=True)
 
     data: str = "fashion-mini"
-    """What to train on: a name of `spikedistill list data`, or folder:PATH with one folder of images per class."""
+    """A name of `spikedistill list data`, folder:PATH with a folder of images for each class, or file.py:function."""
     root: str | None = None
     """Folder where the data set's files are."""
     size: Annotated[int, Field(ge=4)] | None = None
@@ -84,7 +84,7 @@ class Config(BaseModel):
     transform: list[str] = []
     """Rewrites of the student before training, "tt_snn(rank=8)"; folded back into plain layers after it."""
     method: list[str] = ["bkd"]
-    """One or more methods of `spikedistill list methods`, joined by + or commas."""
+    """Methods of `spikedistill list methods`, or file.py:function, joined by + or commas."""
     steps: Annotated[int, Field(ge=1)] = 4
     """Time steps T of the student; of events, the frames of a sample."""
     epochs: Annotated[int, Field(ge=1)] = 10
@@ -196,7 +196,12 @@ def check(c: Config, given: Iterable[str] = ()) -> tuple[list[tuple[str, dict[st
         except SpecError as error:
             mistakes += [f"method: {m}" for m in error.mistakes]
             continue
-        if name not in METHODS:
+        if own.is_own(name):
+            wrong = own.check(name, keywords, skip=2)
+            mistakes += [f"method: {m}" for m in wrong]
+            if wrong:
+                continue
+        elif name not in METHODS:
             flags = {"transform": transforms.TRANSFORMS, "optimizer": optim.OPTIMIZERS}
             flag = next((flag for flag, names in flags.items() if name in names), "")
             hint = f"it is given as --{flag} {name}" if flag else near(name, METHODS)
@@ -209,12 +214,12 @@ def check(c: Config, given: Iterable[str] = ()) -> tuple[list[tuple[str, dict[st
             mistakes.append(f"{name}: {section!r} will not do: give settings as {name}.KEY")
             section = {}
         for key in [key for key in section if key in keywords]:
-            one, other = (bind(METHODS[name], {key: of[key]}, name, skip=2)[0] for of in (keywords, section))
+            one, other = (bind(builder(name), {key: of[key]}, name, skip=2)[0] for of in (keywords, section))
             if one != other:
                 mistakes.append(
                     f"{name}.{key}: it is {keywords[key]} in '{text}' and {section[key]} here: give it once"
                 )
-        clean, wrong = bind(METHODS[name], keywords | dict(section), name, skip=2)
+        clean, wrong = bind(builder(name), keywords | dict(section), name, skip=2)
         mistakes += wrong
         chosen.append((name, clean))
     if not c.method:
@@ -309,7 +314,7 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
     finished = runs.open_run(out, c.model_dump(exclude={"overwrite"}), c.overwrite, Config().model_dump())
     if finished:
         if (out / "origin.json").exists():
-            refuse_others(out, origin(data or load_data(c), c.teacher if teacher is None else teacher))
+            refuse_others(out, made_of(c, data or load_data(c), teacher))
         if isinstance(student, nn.Module):
             runs.load(out, rewritten(student, c, finished.get("shape", ()), fold=True))
         say(c, f"{out} holds this finished run: nothing to do")
@@ -321,11 +326,16 @@ def run(c: Config, student: Any = None, teacher: Any = None, data: Any = None, t
         raise
 
 
-def refuse_others(out: Path, made_of: Mapping[str, Any]) -> None:
+def made_of(c: Config, data: Any, teacher: Any = None) -> dict[str, Any]:
+    """The origin of a run. teacher: one that takes the place of the config's."""
+    return origin(data, c.teacher if teacher is None else teacher, [c.data, c.student, c.teacher, *c.method])
+
+
+def refuse_others(out: Path, now: Mapping[str, Any]) -> None:
     """Raise SpecError where the run in a folder was made with other data or another teacher."""
     hint = "choose another --out, or --overwrite to lose it"
     why = f"not what the run in '{out}' was made with, though the name is the same: {hint}"
-    if others := [f"{key}: this is {why}" for key in changed(out, made_of)]:
+    if others := [f"{key}: this is {why}" for key in changed(out, now)]:
         raise SpecError(others)
 
 
@@ -334,8 +344,8 @@ def train(c: Config, out: Path, student: Any, teacher: Any, data: Any, title: st
     fabric = make_fabric(c)
     data = data or load_data(c)
     shown = seen_by_teacher(data, [parse(m)[0] for m in c.method])
-    made_of = origin(data, c.teacher if teacher is None else teacher)
-    refuse_others(out, made_of)
+    origin_now = made_of(c, data, teacher)
+    refuse_others(out, origin_now)
     student, teacher = networks(c, data, student, teacher, shown)
     probe = two(data)
     fit_both(student, teacher, probe, data, shown)
@@ -354,7 +364,7 @@ def train(c: Config, out: Path, student: Any, teacher: Any, data: Any, title: st
     runs.reset_peak_memory()
     if fabric.global_rank == 0:
         runs.begun(out)
-        runs.write_json(out / "origin.json", made_of)
+        runs.write_json(out / "origin.json", origin_now)
     began = time.perf_counter()
     title = title or f"{out.name} ({'+'.join(parse(m)[0] for m in c.method)})"
     history = fit(stage, out, fabric=fabric, save_every=c.save_every, progress=c.progress, title=title)
@@ -389,7 +399,19 @@ def train(c: Config, out: Path, student: Any, teacher: Any, data: Any, title: st
 
 def load_data(c: Config) -> Any:
     how = dict(valid=c.valid, batch_size=c.batch, augment=c.augment, workers=c.workers)
-    return data_sets.load(c.data, **source(c), **how)
+    data = data_sets.load(c.data, **source(c), **how)
+    if own.is_own(c.data):
+        mistakes, size = [], data.train.batch_size
+        if size != c.batch:
+            mistakes.append(
+                f"batch: '{c.data}' makes batches of {size}: let it take batch_size, or give --batch {size}"
+            )
+        if data.steps not in (None, c.steps):
+            hint = f"let it take steps, or give --steps {data.steps}"
+            mistakes.append(f"steps: '{c.data}' gives {data.steps} frames a sample: {hint}")
+        if mistakes:
+            raise SpecError(mistakes)
+    return data
 
 
 def networks(
@@ -506,7 +528,7 @@ def planned(c: Config, student: nn.Module, teacher: nn.Module | None) -> Plan:
     plans, mistakes = [], []
     for name, settings in check(c, ("student", "teacher", "data"))[0]:
         try:
-            plans.append(METHODS[name](student, teacher, **settings))
+            plans.append(builder(name)(student, teacher, **settings))
         except SpecError as error:
             mistakes += error.mistakes
         except (TapError, ValueError) as error:  # of settings that do not go together

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from spikedistill import data as data_sets
-from spikedistill import models, runs, transforms
+from spikedistill import models, own, runs, transforms
 from spikedistill.core.step import Batch
 from spikedistill.models.foreign import has_foreign_neurons
 from spikedistill.neurons import Neuron
@@ -38,7 +38,7 @@ class Config(BaseModel):
     overwrite: bool = False
     """Replace the file if it is there."""
     trust_code: bool = False
-    """Import the file.py that built the student, where one did."""
+    """Import the file.py that built the student or the data, where one did."""
     data: str | None = None
     """What to check on; by default what the run was trained on."""
     root: str | None = None
@@ -119,11 +119,13 @@ def settings_of(c: Any) -> dict[str, Any]:
 
 def data_of(c: Any) -> data_sets.Data:
     """The data named in the settings, or those that the run was trained on, of recordings the frames that the student
-    sees. c: has `run`, `data` and `root`."""
+    sees. c: has `run`, `data`, `root` and `trust_code`."""
     before = settings_of(c)
     name = c.data or before.get("data")
     if not name or name.startswith("<"):
         raise SpecError(["data: the run does not name any that can be loaded again; give --data"])
+    if own.is_own(name) and not c.data and not c.trust_code:
+        raise SpecError([f"data: they are made by the code '{name}': if you trust it, give --trust-code, or --data"])
     shape = runs.about(c.run).get("shape")
     how = data_sets.settings_of(before) if name == before.get("data") else {}
     if name != before.get("data"):

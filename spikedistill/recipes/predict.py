@@ -52,7 +52,7 @@ class Config(BaseModel):
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """auto: bf16-mixed where the processor multiplies bfloat16 itself, which is twice as fast, else 32-true."""
     trust_code: bool = False
-    """Import the file.py that built the student, where one did."""
+    """Import the file.py that built the student or the data, where one did."""
     out: str | None = None
     """Write the answers to this .csv or .json file."""
     overwrite: bool = False

@@ -14,6 +14,7 @@ from spikedistill import data as data_sets
 from spikedistill import runs
 from spikedistill.core.taps import infer
 from spikedistill.origin import changed, fingerprint, teacher_print
+from spikedistill.own import is_own
 from spikedistill.report import comparison, energy, figures, streams
 from spikedistill.report.activity import activity
 from spikedistill.report.tables import Table
@@ -185,6 +186,8 @@ def look(
     """
     without: list[str] = []
     student = runs.load(folder, fast=False, trust_code=trust_code)
+    if is_own(config["data"]) and not trust_code:
+        raise SpecError([f"data: they are made by the code '{config['data']}': if you trust it, give --trust-code"])
     how = data_sets.settings_of(config) | {"download": False}
     data = data_sets.load(config["data"], batch_size=config["batch"], augment="none", valid=config["valid"], **how)
     about = runs.about(folder)

@@ -496,6 +496,7 @@ def test_names():
         "svhn",
         "imagenet",
         "folder:PATH",
+        "FILE.py:FUNCTION",
         "fashion-events",
         "nmnist",
         "n-caltech101",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import spikedistill
-from spikedistill import data
+from spikedistill import cli, data
 from spikedistill.core.fit import Stage, fit
 from spikedistill.core.taps import infer
 from spikedistill.methods import bkd
@@ -194,3 +194,98 @@ def test_the_time_steps_of_own_events_are_those_of_the_run(tmp_path):
         SpecError, match="steps: the data that are given have 6 frames a sample: make them with steps=5"
     ):
         distill(data=own, steps=5, out=tmp_path / "other", **how)
+
+
+MINE = """
+import torch
+
+from spikedistill.core.output import rate
+from spikedistill.core.plan import Plan
+from spikedistill.core.step import Pass
+from spikedistill.data import from_events
+from spikedistill.objectives import CE
+
+
+def recordings(batch_size, steps=5, valid=0.25, silent=False):
+    torch.manual_seed(0)
+    x = torch.randint(0, 3, (24, steps, 2, 8, 8)) * (not silent)
+    both = [(frames, i % 3) for i, frames in enumerate(x)]
+    return from_events(both, both, ["a", "b", "c"], (8, 8), steps=steps, valid=valid, batch_size=batch_size)
+
+
+class Apart(torch.nn.Module):
+    def forward(self, step):
+        return -rate(step.student.logits).std()
+
+
+def apart(student, teacher=None, *, weight: float = 0.5):
+    return Plan({"student": Pass(student, grad=True)}, {"ce": (1.0, CE()), "apart": (weight, Apart())})
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(MINE)
+    return file
+
+
+OWN = ["--student", "small(widths=(3, 6))", "--epochs", "1", "--batch", "8", "--steps", "5", "--no-progress"]
+
+
+def test_data_of_a_function_are_trained_on_predicted_and_exported(mine, tmp_path, capsys):
+    out, name = str(tmp_path / "run"), f"{mine}:recordings"
+    assert answer("distill", "--data", name, "--method", "ce", "--out", out, *OWN) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert len(result["test"]["by_step"]) == 5 and result["test"]["samples"] == 24
+    assert answer("predict", out) == 2 and answer("export", out, "--to", "torch") == 2
+    assert capsys.readouterr().err.count("if you trust it, give --trust-code") == 2
+    assert answer("predict", out, "--trust-code", "--out", str(tmp_path / "answers.json")) == 0
+    assert json.loads((tmp_path / "answers.json").read_text())["accuracy"] == result["test"]["accuracy"]
+    assert answer("predict", out, "--data", name) == 0
+    page = (answer("report", out), (tmp_path / "run" / "report.html").read_text())[1]
+    assert "they are made by the code" in page and "Confusion" not in page
+    assert answer("report", out, "--trust-code") == 0 and "Confusion" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["--data", "{}:recording"], "has no function 'recording': did you mean 'recordings'?"),
+        (["--data", "{}:recordings(step=3)"], "recordings.step: no such setting; it takes batch_size, steps"),
+        (["--data", "{}:recordings(batch_size=4)"], "makes batches of 4: let it take batch_size, or give --batch 4"),
+        (["--data", "{}:recordings(steps=7)"], "gives 7 frames a sample: let it take steps, or give --steps 7"),
+        (["--data", "{}:apart(student=1)"], "apart returned a Plan: it must return a Data"),
+        (["--method", "{}:apar"], "has no function 'apar': did you mean 'apart'?"),
+        (["--method", "{}:apart(wait=1)"], "apart.wait: no such setting; it takes weight"),
+        (["--method", "{}:apart(weight=much)"], "apart.weight: 'much' will not do"),
+    ],
+)
+def test_mistakes_in_own_functions(mine, tmp_path, capsys, words, expected):
+    flags = {"--data": f"{mine}:recordings", "--method": "ce"} | {words[0]: words[1].format(mine)}
+    assert answer("distill", *(w for pair in flags.items() for w in pair), "--out", str(tmp_path / "run"), *OWN) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_method_of_a_function_is_compared_with_the_others(mine, tmp_path, capsys):
+    rows = f"ce; {mine}:apart; strong = {mine}:apart(weight=2) + tet"
+    words = ["compare", "--data", f"{mine}:recordings", "--method", rows, "--seeds", "0,1", *OWN]
+    words += ["--out", str(tmp_path / "compare"), "--jobs", "0"]
+    assert answer(*words) == 0
+    made = json.loads((tmp_path / "compare" / "compare.json").read_text())
+    assert [row["name"] for row in made["rows"]] == ["ce", "apart", "strong"]
+    result = json.loads((tmp_path / "compare/runs/strong-1/result.json").read_text())
+    assert result["loss"]["apart"] == 2 and "spread" in result["loss"]
+    mine.write_text(MINE.replace(".std()", ".var()"))
+    capsys.readouterr()
+    assert answer(*words) == 2
+    assert f"{mine}: these are not the ones that the runs in" in capsys.readouterr().err
+    run = ["distill", "--config", str(tmp_path / "compare/runs/strong-1")]
+    assert answer(*run) == 2 and f"{mine}: this is not what the run in" in capsys.readouterr().err
+
+
+def answer(*words):
+    """What a command ends with."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*words])
+    return stop.value.code or 0

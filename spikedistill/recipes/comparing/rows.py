@@ -59,7 +59,7 @@ def check(c: Any) -> tuple[list[Row], list[str]]:
         except SpecError as error:
             mistakes += [f"method: {m}" for m in error.mistakes]
             continue
-        name = name if named else "+".join(names)
+        name = name if named else "+".join(n.rpartition(":")[2] for n in names)
         used |= set(names)
         own = c.row.get(name, {})
         if not re.fullmatch(r"[A-Za-z0-9_+]+", name):

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from inspect import Parameter
 from typing import Any, get_type_hints
 
-from spikedistill.methods import METHODS
+from spikedistill.methods import builder
 from spikedistill.spec import NonNegative, SpecError, settings
 
 Ranges = dict[str, tuple[float, float]]
@@ -22,8 +22,8 @@ def defaults(chosen: Chosen, lr: float) -> dict[str, float]:
     """Where the search starts: "lr", and "METHOD.SETTING" of each weight, at the given value or the default."""
     start = {"lr": lr}
     for name, given in chosen:
-        hints = get_type_hints(METHODS[name], include_extras=True)
-        for key, p in settings(METHODS[name], 2).items():
+        hints = get_type_hints(builder(name), include_extras=True)
+        for key, p in settings(builder(name), 2).items():
             value = given.get(key, p.default)
             if hints.get(key) == NonNegative and key != "ce" and value is not Parameter.empty and value > 0:
                 start[f"{name}.{key}"] = float(value)

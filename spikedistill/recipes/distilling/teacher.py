@@ -16,7 +16,7 @@ from spikedistill.cache import Cache
 from spikedistill.core.evaluate import evaluate
 from spikedistill.core.plan import Prepare
 from spikedistill.core.step import Batch, Pass
-from spikedistill.methods import METHODS
+from spikedistill.methods import builder
 from spikedistill.spec import SpecError
 
 TEACHERS = "a run folder, timm:NAME(pretrained=True), hf:NAME(pretrained=True) or file.py:function"
@@ -28,7 +28,7 @@ def streams(method: str) -> frozenset[str]:
     """Those of PAIRED that a method's passes read, by its default settings."""
     with torch.random.fork_rng(devices=[]):
         try:
-            plan = METHODS[method](models.build("small"), models.build("small(neuron=relu)"))
+            plan = builder(method)(models.build("small"), models.build("small(neuron=relu)"))
         except (SpecError, ValueError):  # it wants a teacher of its own
             return frozenset()
     return frozenset(p.x for p in plan.passes.values()).intersection(PAIRED)
@@ -42,7 +42,7 @@ def seen_by_teacher(data: Any, methods: Iterable[str]) -> Any:
 
 def needs_teacher(method: str) -> bool:
     """Whether a builder has no default for its teacher."""
-    return [*signature(METHODS[method]).parameters.values()][1].default is Parameter.empty
+    return [*signature(builder(method)).parameters.values()][1].default is Parameter.empty
 
 
 def check_teacher(teacher: str | None, methods: Sequence[str]) -> list[str]:
