@@ -1,5 +1,6 @@
 """What the methods are, read from their files and from the plans they make: for `list`, `show` and docs/methods.md."""
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from spikedistill.methods import METHODS
 from spikedistill.models.small import small
 from spikedistill.neurons import Neuron
 from spikedistill.objectives import CE
+from spikedistill.report.comparison import points
 
 RESULTS = Path(__file__).parent.parent / "results"  # of a checkout; an installed package has none
 SETTINGS = {"hsd": {"init": "none"}}  # the teacher here is not the quantised ANN that its default needs
@@ -74,12 +76,30 @@ def tables() -> Iterator[tuple[str, list[dict[str, str]]]]:
                 yield file.parent.name, [dict(zip(heads, row)) for row in rows[1:]]
 
 
-def ours(name: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where and what we measured of a method: the rows whose first cell is its name, as in 'bkd' or 'SNN, bkd'."""
-    for title, rows in tables():
+def ours(name: str) -> Iterator[str]:
+    """What our comparisons say of a method alone, with the settings that it had, a sentence each."""
+    for file in sorted(RESULTS.glob("*/compare.json")):
+        made = json.loads(file.read_text())
+        for row in made["rows"]:
+            own = row["settings"]
+            if own["methods"] != [name] or own.keys() - {"name", "methods", "lr", name}:
+                continue
+            given = ", ".join(f"{k}={v}" for k, v in own.get(name, {}).items())
+            text = f"{file.parent.name}: {name}({given}), lr {own['lr']:g}, {row['accuracy']:.2%} on test"
+            if "difference" in row:
+                d = row["difference"]
+                text += f", {points(d['mean'])} over {made['baseline']}"
+                text += f" [{points(d['low'])}, {points(d['high'])}]" if d["low"] is not None else ""
+            yield f"{text}; {made['title']}"
+
+
+def cost(name: str) -> str:
+    """Of a training step against that of ce, in brackets with the teacher cached; empty where it was not measured."""
+    for _, rows in tables():
         for row in rows:
-            if next(iter(row.values()), "").strip("`* ").split(", ")[-1] == name:
-                yield title, row
+            if row.get("cost") and next(iter(row.values())).strip("`* ") == name:
+                return row["cost"] + (f" ({cached})" if (cached := row.get("cost, cached")) else "")
+    return ""
 
 
 def plans() -> dict[str, Plan]:
@@ -148,12 +168,10 @@ def row(name: str, made: dict[str, Plan]) -> list[str]:
         if t
     ]
     extra = sum(p.numel() for p in trainee.objectives.parameters())
-    costs = next((r for _, r in ours(name) if r.get("cost")), {})
-    cost = costs.get("cost", "") + (f" ({cached})" if (cached := costs.get("cost, cached")) else "")
     further = ", ".join(p for p in plan.passes if p not in ("student", "teacher"))
     time = "per step" if sees_steps(plan) else "mean"
     cells = [about.year, about.paper, about.evidence, teacher, further, "; ".join(taps), time]
-    return [f"`{name}`", *cells, f"{extra:,}" if extra else "", merges_with(name, made), cost]
+    return [f"`{name}`", *cells, f"{extra:,}" if extra else "", merges_with(name, made), cost(name)]
 
 
 def page() -> str:

@@ -121,8 +121,8 @@ def show(name: str) -> None:
     if kind == "methods":
         from spikedistill.catalogue import ours
 
-        for where, row in ours(name):
-            print(f"\nours, {where}: " + ", ".join(f"{head} {cell}" for head, cell in row.items() if cell))
+        for line in ours(name):
+            print(f"\nours, {line}")
 
 
 def _paragraphs(function: Callable) -> str:

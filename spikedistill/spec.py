@@ -9,7 +9,8 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le
 
@@ -121,4 +122,6 @@ def type_name(hint: Any) -> str:
         signs = {Gt: ("> ", "gt"), Ge: (">= ", "ge"), Le: ("<= ", "le")}
         bounds = [signs[type(x)][0] + f"{getattr(x, signs[type(x)][1]):g}" for x in limits if type(x) in signs]
         return f"{type_name(base)} {', '.join(bounds)}".strip()
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        return " or ".join("None" if x is NoneType else type_name(x) for x in get_args(hint))
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "").replace("collections.abc.", "")

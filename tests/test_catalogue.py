@@ -1,12 +1,13 @@
 """The page of methods is what the code gives, and `list` and `show` say it."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from spikedistill import catalogue, cli
-from spikedistill.catalogue import card, ours, page
+from spikedistill.catalogue import card, cost, ours, page
 from spikedistill.methods import METHODS, bkd, ce, distilling_spikes, sakd, strong2weak
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
@@ -74,14 +75,22 @@ def test_cards():
 
 def test_our_rows_are_those_of_the_results(tmp_path, monkeypatch, capsys):
     (tmp_path / "mini").mkdir()
-    table = "| model | test | cost |\n|---|---:|---:|\n| SNN, bkd | 86.62% | 1.7 |\n| kd | 85% | |\n"
-    (tmp_path / "mini" / "a.md").write_text(f"**title**\n\n{table}\n\ntext | of bkd\n")
+    table = (
+        "| model | test | cost | cost, cached |\n|---|---:|---:|---:|\n| `bkd` | 86% | 1.7 | 1.2 |\n| kd | 85% | | |\n"
+    )
+    (tmp_path / "mini" / "speed.md").write_text(f"**title**\n\n{table}\n\ntext | of bkd\n")
+    alone = {"methods": ["bkd"], "lr": 0.04, "bkd": {"weight": 5.0, "wsld": 0}, "name": "heavy"}
+    others = [alone | {"transform": ["tt_snn(rank=4)"]}, alone | {"methods": ["bkd", "kd"]}]
+    difference = {"mean": 0.0123, "low": -0.002, "high": 0.0266}
+    rows = [{"settings": each, "accuracy": 0.8662, "difference": difference} for each in (alone, *others)]
+    (tmp_path / "mini" / "compare.json").write_text(json.dumps({"rows": rows, "baseline": "ce", "title": "T = 4"}))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(catalogue, "RESULTS", tmp_path)
-    assert [*ours("bkd")] == [("mini", {"model": "SNN, bkd", "test": "86.62%", "cost": "1.7"})]
-    assert [*ours("tks")] == []
+    expected = "mini: bkd(weight=5.0, wsld=0), lr 0.04, 86.62% on test, +1.23 over ce [−0.20, +2.66]; T = 4"
+    assert [*ours("bkd")] == [expected] and [*ours("tks")] == []
+    assert (cost("bkd"), cost("kd"), cost("tks")) == ("1.7 (1.2)", "", "")
     cli.show("bkd")
-    assert "ours, mini: model SNN, bkd, test 86.62%, cost 1.7" in capsys.readouterr().out
+    assert f"\nours, {expected}\n" in capsys.readouterr().out
     monkeypatch.setattr(catalogue, "RESULTS", tmp_path / "none")
     cli.show("bkd")
     out = capsys.readouterr().out
