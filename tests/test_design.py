@@ -45,6 +45,8 @@ def test_it_passes_the_contract_and_merges(logit_std):
     assert len(run) >= 6
     for check in run:
         check(build)
+    for teacher_steps, student_steps in ((1, 1), (1, 3), (2, 1), (3, 3)):
+        contract.test_any_number_of_steps_on_either_side(build, teacher_steps, student_steps)
     student, teacher = toy_student(), toy_teacher()
     plan = merge(build(student, teacher), methods.bkd(student, teacher))
-    assert fit(Stage([toy_batch()], **vars(plan), epochs=1), progress=False)["epochs"][0]["logit_std"] >= 0
+    assert fit(Stage([toy_batch()], **vars(plan), epochs=1), progress=False)["epochs"][0]["logit_std"] > 0

@@ -8,10 +8,8 @@ import torch
 from torch import nn
 
 import spikedistill
-from spikedistill import cli, data
-from spikedistill.core.fit import Stage, fit
+from spikedistill import cli, data, models
 from spikedistill.core.taps import infer
-from spikedistill.methods import bkd
 from spikedistill.models.small import small
 from spikedistill.origin import fingerprint
 from spikedistill.recipes.comparing.rows import is_trained_here
@@ -53,13 +51,26 @@ def test_python_with_own_tensors_module_and_function(tmp_path):
     assert spikedistill.load(tmp_path / "b", trust_code=True)[1].out_features == 3
 
 
-def test_the_readme_loop_one_level_down():
-    torch.manual_seed(0)
+def test_the_readme_loop_one_level_down(tmp_path, monkeypatch):
+    """The block as it stands there, on small things."""
+    page = (Path(__file__).parents[2] / "README.md").read_text()
+    block = next(part.split("```")[0] for part in page.split("```python\n") if "plan = merge(" in part)
     x, y = torch.rand(32, 1, 8, 8), torch.arange(32) % 2
-    batches = data.Tensors(x, y, batch_size=8, shuffle=True)
-    student, teacher = small(classes=2, widths=(4, 6)), small(classes=2, widths=(4, 6), neuron="relu")
-    result = fit(Stage(batches, **vars(bkd(student, teacher)), epochs=2), progress=False)
-    assert len(result["epochs"]) == 2 and infer(student, x).logits.shape == (4, 32, 2)
+    made = data.from_tensors(x, y, x, y, valid=0, batch_size=8)
+    teacher = small(classes=2, widths=(4, 6), neuron="relu")
+    monkeypatch.setattr(data, "load", lambda name, batch_size: made)
+    monkeypatch.setattr(spikedistill, "load", lambda path, fast: teacher, raising=False)
+    monkeypatch.setattr(models, "build", lambda name: small(classes=2, widths=(4, 6)))
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"sd": spikedistill}
+    exec(block.replace("epochs=8", "epochs=2"), names)
+    assert len((tmp_path / "runs/mine/metrics.jsonl").read_text().splitlines()) == 2
+    assert infer(names["student"], x).logits.shape == (4, 32, 2) and names["plan"].loss.keys() == {
+        "ce",
+        "bkd",
+        "wsld",
+        "kd",
+    }
 
 
 def test_frames_are_counted_by_their_second_axis(tmp_path):
