@@ -10,52 +10,90 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from spikedistill.core.taps import infer
-from spikedistill.neurons import Neuron
+from spikedistill.models import layers
+from spikedistill.neurons import Neuron, listened
 from spikedistill.transforms.tt_snn import HalfConv2d
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 SYNAPSES = (nn.Conv2d, nn.Linear)
-DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+# those whose forward is known, and with it that they are linear, the map of a norm, or nothing
+KNOWN_SYNAPSES = (*SYNAPSES, layers.Conv2d, HalfConv2d)
+KNOWN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, layers.BatchNorm2d)
+KNOWN_DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, layers.Dropout)
 
 
 @torch.no_grad()
 def fold(model: nn.Module, x: Tensor) -> nn.Module:
     """A folded copy in evaluation mode. x: an input of the model; its values do not matter, only the way they take.
 
-    A norm is folded where its input is what one convolution or linear layer returned, both being called once; other
-    norms stay. Dropout is removed. Raises ValueError for a model whose weights are rounded to bfloat16 already.
+    A norm is folded where it alone reads what one convolution or linear layer returned, both being called once, and
+    both being torch's or ours: a class with a forward of its own may compute anything. Other norms stay. Dropout is
+    removed. Raises ValueError for a model whose weights are rounded to bfloat16 already.
     """
     if any(m.weight.dtype == torch.bfloat16 for m in model.modules() if isinstance(m, SYNAPSES)):
         raise ValueError("the weights are rounded to bfloat16: take load(run, fast=False), which gives those trained")
     copy = deepcopy(model).eval()
-    names = {module: name for name, module in copy.named_modules()}
-    returned: list[tuple[nn.Module, Tensor]] = []
-    pairs: list[tuple[nn.Module, nn.Module | None]] = []
-
-    def made(module, args, out):
-        returned.append((module, out))
-
-    def met(module, args):
-        pairs.append((module, next((m for m, out in returned if out is args[0]), None)))
-
-    hooks = [m.register_forward_hook(made) for m in names if isinstance(m, SYNAPSES)]
-    hooks += [m.register_forward_pre_hook(met) for m in names if isinstance(m, NORMS)]
+    named = [*copy.named_modules(remove_duplicate=False)]
+    readers = _Readers()
+    hooks = [m.register_forward_hook(readers.made) for m in copy.modules() if _known(m, KNOWN_SYNAPSES)]
+    for norm in [m for m in copy.modules() if _known(m, KNOWN_NORMS)]:
+        hooks += [norm.register_forward_pre_hook(readers.enter), norm.register_forward_hook(readers.leave)]
     try:
-        infer(copy, x)
+        with readers:
+            infer(copy, x)
     finally:
         for hook in hooks:
             hook.remove()
-    calls = [m for m, _ in returned] + [m for m, _ in pairs]
-    for norm, synapse in pairs:
-        if synapse is not None and calls.count(norm) == calls.count(synapse) == 1 and norm.running_mean is not None:
+    calls = [m for m, _ in readers.outputs.values()] + [m for m, _ in readers.pairs]
+    gone = {m for m in copy.modules() if _known(m, KNOWN_DROPS)}
+    for norm, source in readers.pairs:
+        if source not in readers.outputs or source in readers.read or norm.running_mean is None:
+            continue
+        synapse, out = readers.outputs[source]
+        channels = isinstance(synapse, nn.Conv2d) == isinstance(norm, nn.BatchNorm2d) and out.ndim != 3  # the same axis
+        if channels and calls.count(norm) == calls.count(synapse) == 1:
             absorb(synapse, norm)
-            copy.set_submodule(names[norm], nn.Identity())
-    for module, name in names.items():
-        if isinstance(module, DROPS):
+            gone.add(norm)
+    for name, module in named:
+        if module in gone:
             copy.set_submodule(name, nn.Identity())
     return copy
+
+
+def _known(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module computes what one of these classes does: a subclass, hooks or a parametrisation may not."""
+    ours = getattr(module.forward, "__func__", None) in {kind.forward for kind in kinds}
+    return ours and not listened(module) and not is_parametrized(module)
+
+
+class _Readers(TorchDispatchMode):
+    """Which outputs of synapses norms are called on, and which of them any other operation reads or changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by id, which is free for no other as long as they live
+        self.pairs: list[tuple[Any, int]] = []  # norm, id of its input
+        self.read: set[int] = set()
+        self.in_norm = False
+
+    def made(self, synapse: nn.Module, _args: Any, out: Tensor) -> None:
+        self.outputs[id(out)] = synapse, out
+
+    def enter(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.pairs.append((norm, id(args[0]) if args else 0))
+        self.in_norm = True
+
+    def leave(self, *_: Any) -> None:
+        self.in_norm = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not self.in_norm:
+            self.read |= {id(leaf) for leaf in tree_leaves((args, kwargs))} & self.outputs.keys()
+        return func(*args, **(kwargs or {}))
 
 
 def absorb(synapse: Any, norm: Any) -> None:

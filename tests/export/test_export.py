@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from spikedistill.core.taps import infer
 from spikedistill.export import check, fold, folding, form, plain, read_nir, to_nir, verify
@@ -97,6 +98,58 @@ def test_a_norm_is_folded_only_where_nothing_else_sees_it():
     assert isinstance(made.norm, nn.BatchNorm2d) and isinstance(made.alone, nn.BatchNorm2d)
     assert isinstance(made.head[1], nn.Identity) and made.head[0].bias is not None
     torch.testing.assert_close(made(x), model(x))
+
+
+class NormAndReLU(nn.BatchNorm2d):
+    def forward(self, input):
+        return super().forward(input).relu()
+
+
+class Steps(nn.Module):
+    """A convolution and a norm, and between and after them what a test says."""
+
+    def __init__(self, between=None, after=None, norm=nn.BatchNorm2d, conv=None, head=None):
+        super().__init__()
+        self.conv, self.norm = conv or nn.Conv2d(2, 4, 3, padding=1), norm(4)
+        self.also = self.norm  # called by this name
+        self.between, self.after, self.head = between, after, head or nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = y = self.conv(x)
+        if self.between:
+            y = self.between(y)
+        y = self.also(y)
+        return self.head((self.after(y, x) if self.after else y).mean((-2, -1)))
+
+
+@pytest.mark.parametrize(
+    ("how", "folds"),
+    [
+        (dict(), True),
+        (dict(after=lambda y, x: y.relu_() * x.shape[-1]), True),
+        (dict(norm=NormAndReLU), False),
+        (dict(conv=weight_norm(nn.Conv2d(2, 4, 3))), False),
+        (dict(between=nn.ReLU(inplace=True)), False),
+        (dict(between=lambda y: y.add_(1)), False),
+        (dict(after=lambda y, x: y.relu().add_(x)), False),
+        (dict(after=lambda y, x: torch.cat([y, x])[:6] * x.flatten(1).mean()), False),
+    ],
+)  # fmt: skip
+def test_a_norm_is_folded_where_it_alone_reads_a_convolution_and_both_are_known(how, folds):
+    torch.manual_seed(0)
+    model, x = Steps(**how), torch.rand(6, 2, 5, 5)
+    model.train()(torch.randn(6, 2, 5, 5))
+    nn.init.uniform_(model.norm.weight, -2, 2)
+    made, want = fold(model.eval(), x), model(x)
+    assert isinstance(made.norm, nn.Identity) == isinstance(made.also, nn.Identity) == folds
+    torch.testing.assert_close(made(x), want, atol=1e-5, rtol=1e-5)
+
+
+def test_the_channels_of_a_linear_layer_are_those_of_its_norm():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 2), nn.BatchNorm1d(2), nn.Flatten(), nn.Linear(4, 3)), torch.rand(6, 2, 5)
+    model.train()(x)
+    torch.testing.assert_close(fold(model.eval(), x)(x), model(x))
 
 
 @pytest.mark.parametrize(
