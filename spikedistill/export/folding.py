@@ -54,8 +54,8 @@ def fold(model: nn.Module, x: Tensor) -> nn.Module:
         if source not in readers.outputs or source in readers.read or norm.running_mean is None:
             continue
         synapse, out = readers.outputs[source]
-        channels = isinstance(synapse, nn.Conv2d) == isinstance(norm, nn.BatchNorm2d) and out.ndim != 3  # the same axis
-        if channels and calls.count(norm) == calls.count(synapse) == 1:
+        one_axis = isinstance(synapse, nn.Conv2d) == isinstance(norm, nn.BatchNorm2d) and out.ndim != 3
+        if one_axis and calls.count(norm) == calls.count(synapse) == 1:
             absorb(synapse, norm)
             gone.add(norm)
     for name, module in named:

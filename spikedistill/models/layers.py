@@ -166,13 +166,6 @@ class Network(nn.Module):
         return self.normalize(x), len(x) if frames else steps or self.steps
 
 
-def make_neuron(neuron: NeuronName, **defaults: object) -> MakeNeuron:
-    """`neurons.make` with the settings of a family where the text names none; IF has no leak, so none of its own."""
-    if isinstance(neuron, str) and neuron.split("(")[0].strip() == "if":
-        defaults = {name: value for name, value in defaults.items() if name not in ("tau", "decay_input")}
-    return make(neuron, **defaults)
-
-
 def with_threshold(make: MakeNeuron, v_th: float) -> nn.Module:
     """A neuron that fires at `v_th`; an ANN's has no threshold."""
     neuron = make()
@@ -183,7 +176,7 @@ def with_threshold(make: MakeNeuron, v_th: float) -> nn.Module:
 
 def tet_neuron(neuron: NeuronName) -> MakeNeuron:
     """`neuron` as in TET, https://arxiv.org/abs/2202.11946, where the text says no more: H = V/2 + X, fires above 1."""
-    return make_neuron(neuron, decay_input=False, strict=True, detach_reset=False, surrogate=Triangle(1.0))
+    return make(neuron, decay_input=False, strict=True, detach_reset=False, surrogate=Triangle(1.0))
 
 
 def choose(what: str, key: str, table: Mapping[str, Choice]) -> Choice:

@@ -19,11 +19,10 @@ from spikedistill.models.layers import (
     Network,
     NeuronName,
     Stage,
-    make_neuron,
     over_space,
     spiking_conv,
 )
-from spikedistill.neurons import Rectangle
+from spikedistill.neurons import Rectangle, make
 from spikedistill.spec import Count
 
 
@@ -82,7 +81,7 @@ class MSResNet(Network):
 def membrane_neuron(neuron: NeuronName) -> MakeNeuron:
     """`neuron` as in TT-SNN where the text says no more."""
     how = dict(tau=4 / 3, decay_input=False, v_th=0.5, strict=True, surrogate=Rectangle(0.5))
-    return make_neuron(neuron, **how)
+    return make(neuron, **how)
 
 
 def ms_resnet18(

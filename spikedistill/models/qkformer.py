@@ -24,13 +24,12 @@ from spikedistill.models.layers import (
     NeuronName,
     Spiking,
     choose,
-    make_neuron,
     over_space,
     spiking_conv,
     with_threshold,
 )
 from spikedistill.models.spikformer import Attention, Block
-from spikedistill.neurons import Sigmoid
+from spikedistill.neurons import Sigmoid, make
 from spikedistill.spec import Count, Positive, SpecError
 
 Stem = Literal["cifar", "imagenet"]
@@ -148,4 +147,4 @@ def qkformer(
     scale: of the attention in the last stage. attention_v_th: threshold of the neurons on attention.
     neuron: 'lif' with tau 2 and sigmoid(4), or what `neurons.make` takes; 'relu' is the same network as an ANN.
     """
-    return QKFormer(**locals() | {"neuron": make_neuron(neuron, surrogate=Sigmoid(4.0))})
+    return QKFormer(**locals() | {"neuron": make(neuron, surrogate=Sigmoid(4.0))})

@@ -23,10 +23,10 @@ from spikedistill.models.layers import (
     NeuronName,
     choose,
     kaiming,
-    make_neuron,
     over_space,
     spiking_conv,
 )
+from spikedistill.neurons import make
 from spikedistill.spec import Count
 
 Stem = Literal["cifar", "imagenet"]
@@ -86,7 +86,7 @@ class SEWResNet(Network):
         **images: Any,
     ):
         super().__init__(**images)
-        branch, spiking = bottleneck if expansion > 1 else basic, make_neuron(neuron)
+        branch, spiking = bottleneck if expansion > 1 else basic, make(neuron)
         kernel, stride, pool = choose("stem", stem, STEMS)
         self.stem = spiking_conv(self.channels, width, kernel, stride, neuron=spiking)
         self.pool = pool()

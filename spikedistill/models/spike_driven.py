@@ -23,12 +23,11 @@ from spikedistill.models.layers import (
     MaxPool2d,
     Network,
     NeuronName,
-    make_neuron,
     spiking_conv,
     with_threshold,
 )
 from spikedistill.models.spikformer import groups
-from spikedistill.neurons import Sigmoid
+from spikedistill.neurons import Sigmoid, make
 from spikedistill.spec import Count, Positive, SpecError
 
 
@@ -145,4 +144,4 @@ def spike_driven(
     mask_v_th: threshold of the neuron that makes the mask.
     neuron: 'lif' with tau 2 and sigmoid(4), or what `neurons.make` takes; 'relu' is the same network as an ANN.
     """
-    return SpikeDriven(**locals() | {"neuron": make_neuron(neuron, surrogate=Sigmoid(4.0))})
+    return SpikeDriven(**locals() | {"neuron": make(neuron, surrogate=Sigmoid(4.0))})

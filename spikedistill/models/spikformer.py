@@ -21,12 +21,11 @@ from spikedistill.models.layers import (
     MaxPool2d,
     Network,
     NeuronName,
-    make_neuron,
     over_space,
     spiking_conv,
     with_threshold,
 )
-from spikedistill.neurons import Sigmoid
+from spikedistill.neurons import Sigmoid, make
 from spikedistill.spec import Count, Positive, SpecError
 
 
@@ -166,4 +165,4 @@ def spikformer(
     as for ImageNet and events.
     neuron: 'lif' with tau 2 and sigmoid(4), or what `neurons.make` takes; 'relu' is the same network as an ANN.
     """
-    return Spikformer(**locals() | {"neuron": make_neuron(neuron, surrogate=Sigmoid(4.0))})
+    return Spikformer(**locals() | {"neuron": make(neuron, surrogate=Sigmoid(4.0))})

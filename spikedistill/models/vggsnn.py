@@ -23,10 +23,10 @@ from spikedistill.models.layers import (
     Vote,
     choose,
     kaiming,
-    make_neuron,
     spiking_conv,
     tet_neuron,
 )
+from spikedistill.neurons import make
 from spikedistill.spec import Count, Share, SpecError
 
 Pool = Literal["avg", "max", "stride"]
@@ -128,11 +128,13 @@ def plif_net(
     logits are in [0, 1].
     neuron: 'plif', or what `neurons.make` takes; 'relu' is the same network as an ANN.
     """
-    make = make_neuron(neuron)
+    spiking = make(neuron)
 
     def head(features: int) -> nn.Module:
-        first = [Dropout(drop), nn.Linear(features, hidden, bias=False), make()]
-        return nn.Sequential(*first, Dropout(drop), nn.Linear(hidden, classes * vote, bias=False), make(), Vote(vote))
+        first = [Dropout(drop), nn.Linear(features, hidden, bias=False), spiking()]
+        return nn.Sequential(
+            *first, Dropout(drop), nn.Linear(hidden, classes * vote, bias=False), spiking(), Vote(vote)
+        )
 
     images = dict(channels=channels, steps=steps, mean=mean, std=std)
-    return VGG(((width,) * 3,) * 2, head, size=size, pool="max", neuron=make, bias=False, **images)
+    return VGG(((width,) * 3,) * 2, head, size=size, pool="max", neuron=spiking, bias=False, **images)

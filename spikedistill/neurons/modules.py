@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from spikedistill.neurons import kernels
 from spikedistill.neurons.functional import neuron
 from spikedistill.neurons.surrogate import ATan, Surrogate
+from spikedistill.spec import Positive
 
 
 def listened(module: nn.Module) -> bool:
@@ -27,7 +28,7 @@ class Neuron(nn.Module):
 
     def __init__(
         self,
-        v_th: float = 1.0,
+        v_th: Positive = 1.0,
         v_reset: float | None = 0.0,
         strict: bool = False,
         detach_reset: bool = True,
@@ -82,8 +83,17 @@ class IF(Neuron):
 class LIF(Neuron):
     """Leaky integrate and fire. tau: membrane time constant in steps, >= 1. decay_input: the leak scales the input."""
 
-    def __init__(self, tau: float = 2.0, decay_input: bool = True, **how):
-        super().__init__(**how)
+    def __init__(
+        self,
+        tau: float = 2.0,
+        decay_input: bool = True,
+        v_th: Positive = 1.0,
+        v_reset: float | None = 0.0,
+        strict: bool = False,
+        detach_reset: bool = True,
+        surrogate: Surrogate = ATan(),
+    ):
+        super().__init__(v_th, v_reset, strict, detach_reset, surrogate)
         if tau < 1:
             raise ValueError(f"tau must be at least 1, got {tau}")
         self.tau, self.decay_input = tau, decay_input
@@ -98,8 +108,17 @@ class LIF(Neuron):
 class PLIF(Neuron):
     """LIF with a learned leak 1/tau = sigmoid(w), one w a layer. tau: its value at the start, > 1."""
 
-    def __init__(self, tau: float = 2.0, decay_input: bool = True, **how):
-        super().__init__(**how)
+    def __init__(
+        self,
+        tau: float = 2.0,
+        decay_input: bool = True,
+        v_th: Positive = 1.0,
+        v_reset: float | None = 0.0,
+        strict: bool = False,
+        detach_reset: bool = True,
+        surrogate: Surrogate = ATan(),
+    ):
+        super().__init__(v_th, v_reset, strict, detach_reset, surrogate)
         if tau <= 1:
             raise ValueError(f"tau must be above 1, got {tau}")
         self.decay_input = decay_input
@@ -115,6 +134,9 @@ class PLIF(Neuron):
 
 class ReLU(nn.ReLU):
     """The neuron of an ANN twin: rectifies, at every time step it is given, and keeps T = 1 for a static input."""
+
+    def __init__(self):
+        super().__init__()
 
     def forward(self, input: Tensor, steps: int | None = None) -> Tensor:
         return super().forward(input)

@@ -14,12 +14,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from spikedistill.spec import Positive
+
 
 @dataclass(frozen=True)
 class ATan:
     """grad(x) = (alpha / 2) / (1 + (pi alpha x / 2)^2), peak alpha / 2. Fang et al. 2021, arXiv:2007.05785."""
 
-    alpha: float = 2.0
+    alpha: Positive = 2.0
     kind: ClassVar[int] = 0
 
     def value(self, x: Tensor) -> Tensor:
@@ -33,7 +35,7 @@ class ATan:
 class Sigmoid:
     """grad(x) = alpha s (1 - s) with s = sigmoid(alpha x), peak alpha / 4. SpikingJelly's default neuron."""
 
-    alpha: float = 4.0
+    alpha: Positive = 4.0
     kind: ClassVar[int] = 1
 
     def value(self, x: Tensor) -> Tensor:
@@ -48,7 +50,7 @@ class Sigmoid:
 class Triangle:
     """grad(x) = max(0, gamma - |x|) / gamma^2, peak 1 / gamma. Deng et al. 2022 (TET), arXiv:2202.11946."""
 
-    gamma: float = 1.0
+    gamma: Positive = 1.0
     kind: ClassVar[int] = 2
 
     def value(self, x: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ class Triangle:
 class Rectangle:
     """grad(x) = 1 / (2 a) where |x| < a, else 0. Wu et al. 2018 (STBP), arXiv:1706.02609."""
 
-    a: float = 0.5
+    a: Positive = 0.5
     kind: ClassVar[int] = 3
 
     def value(self, x: Tensor) -> Tensor:

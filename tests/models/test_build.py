@@ -129,6 +129,17 @@ def test_every_mistake_is_found_at_once():
     assert error.value.mistakes == mistakes
 
 
+@pytest.mark.parametrize("neuron", ["if", "if(v_th=0.5)", "relu", "lif(decay_input=false)"])
+@pytest.mark.parametrize("text", ["vggsnn(size=8, widths=((2,), (2,))", "resnet19(width=2", "ms_resnet18(width=2"])
+def test_every_neuron_goes_into_families_that_have_settings_of_their_own(text, neuron):
+    torch.manual_seed(0)
+    model = build(f"{text}, neuron={neuron})", **IMAGE)
+    again = build(model.spec["model"], **model.spec["settings"])
+    again.load_state_dict(model.state_dict())
+    x = torch.rand(2, IMAGE["channels"], 8, 8)
+    assert torch.equal(again.eval()(x), model.eval()(x))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

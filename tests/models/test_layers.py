@@ -14,7 +14,6 @@ from spikedistill.models.layers import (
     Vote,
     choose,
     kaiming,
-    make_neuron,
     over_space,
     sequence,
     spiking_conv,
@@ -86,9 +85,9 @@ def test_neuron_defaults_of_a_family_give_way_to_the_text():
     own: Any = tet_neuron("lif(tau=4.0, decay_input=True, strict=False, surrogate=atan(3.0))")()
     assert own.coefficients() == (0.75, 0.25) and not own.strict and own.surrogate == ATan(3.0)
     assert isinstance(tet_neuron("plif")(), PLIF)
-    for text in ("if", " if(v_th=0.5)"):
+    for text in ("if", " if(v_th=0.5)", "if_", "if_(v_th=0.5)"):
         assert isinstance(tet_neuron(text)(), IF) and tet_neuron(text)().strict
-    assert tet_neuron("relu") is ReLU and make_neuron(ReLU, tau=3) is ReLU
+    assert tet_neuron("relu") is ReLU and tet_neuron(ReLU) is ReLU
     with pytest.raises(SpecError, match="tua"):
         tet_neuron("lif(tua=2)")
 

@@ -180,7 +180,15 @@ def test_static_input_equals_the_repeated_one():
     [
         ("lfi", "'lfi' is unknown; did you mean 'lif'"),
         ("lif(tau=0.5)", "tau must be at least 1"),
-        ("lif(taw=2.0)", "taw"),
+        ("lif(taw=2.0)", "lif.taw: no such setting; did you mean 'tau'?"),
+        ("lif(v_th=abc)", "lif.v_th: 'abc' will not do: it should be a valid number"),
+        ("lif(v_reset=none)", "lif.v_reset: 'none' will not do: it should be a valid number"),
+        ("plif(strict=maybe)", "plif.strict: 'maybe' will not do: it should be a valid boolean"),
+        ("if(tau=2.0)", "if.tau: no such setting"),
+        ("if(v_th=0)", "if.v_th: 0 will not do: it should be greater than 0"),
+        ("relu(tau=3)", "relu.tau: no such setting; it takes none"),
+        ("lif(surrogate=atan(alfa=1))", "atan.alfa: no such setting; did you mean 'alpha'?"),
+        ("lif(surrogate=3)", "surrogate '3' is unknown"),
         ("lif(surrogate=atn)", "surrogate 'atn' is unknown; did you mean 'atan'"),
         ("lif(surrogate=atan(1, 2))", "surrogate 'atan"),
         ("lif(2.0)", "by name"),
@@ -195,4 +203,7 @@ def test_text_with_mistakes(text, words):
 def test_text():
     neuron = make("if(v_reset=None, surrogate=triangle(1.5))")()
     assert isinstance(neuron, IF) and neuron.v_reset is None and neuron.surrogate == Triangle(1.5)
+    for text in ("false", "False", "'no'", "0"):
+        assert make(f"plif(decay_input={text})")().decay_input is False
+    assert make("lif(v_th=1)", tau=3.0, strict=True)().how["strict"] and make("if", tau=3.0, v_th=0.5)().v_th == 0.5
     assert make("lif", tau=3.0)().tau == 3.0 and make("lif(tau=4.0)", tau=3.0)().tau == 4.0
