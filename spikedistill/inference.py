@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from spikedistill import runs
 from spikedistill.core.taps import infer
 from spikedistill.export.folding import SYNAPSES, fold
 from spikedistill.models.foreign import has_foreign_neurons
+from spikedistill.models.layers import Network
 from spikedistill.neurons import Neuron
 from spikedistill.spec import SpecError
 from spikedistill.transforms.tt_snn import needs_all_steps
@@ -24,17 +26,51 @@ def prepare(model: nn.Module, shape: Sequence[int] | None = None, *, bf16: bool 
     compute in bfloat16; membrane potentials stay in float32, and so do the logits. For inference alone: it has no
     gradient, and what it exports or trains would be the rounded weights.
 
-    shape: (channels, height, width) of an input; without it norms are not folded.  bf16: None for where the processor
-    multiplies it itself. Spikes are those of the model up to rounding, to 8 bits with bf16.
+    shape: (channels, height, width) of an input; without it norms are not folded, nor in a model of others that takes
+    neither an image nor frames of it.  bf16: None for where the processor multiplies it itself. Spikes are those of the
+    model up to rounding, to 8 bits with bf16. A model with modules of others keeps its weights and computes under
+    autocast, as it may read them without calling their layer.
     """
-    copy = fold(model, torch.zeros(1, *shape, device=_device(model))) if shape else deepcopy(model).eval()
-    copy = copy.requires_grad_(False).to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+    copy = _folded(model, shape) if shape else deepcopy(model).eval()
+    copy.requires_grad_(False)
+    for p in copy.parameters():
+        if p.ndim == 4:  # Module.to would try those of 3D convolutions too
+            p.data = p.data.to(memory_format=torch.channels_last)
     if runs.bf16_is_fast() if bf16 is None else bf16:
-        for module in copy.modules():
-            if isinstance(module, SYNAPSES):
-                module.bfloat16().register_forward_pre_hook(_as_weight)
+        if _calls_its_layers(copy):
+            for module in copy.modules():
+                if isinstance(module, SYNAPSES):
+                    module.bfloat16().register_forward_pre_hook(_as_weight)
+        else:
+            copy.forward = partial(_under_autocast, copy)
         copy.register_forward_hook(_as_float)
     return copy
+
+
+def _folded(model: nn.Module, shape: Sequence[int]) -> nn.Module:
+    """`fold` by way of an image, or of frames; not folded where a model of others takes neither."""
+    image = torch.zeros(1, *shape, device=_device(model))
+    try:
+        return fold(model, image)
+    except Exception:
+        if isinstance(model, Network):
+            raise
+    try:
+        return fold(model, torch.stack([image, image]))  # of one, a loop over time would call its layers once
+    except Exception:
+        return deepcopy(model).eval()
+
+
+def _calls_its_layers(model: nn.Module) -> bool:
+    """Whether no weight is read but by the forward of its layer: ours and torch's do so, except for attention."""
+    known = ("spikedistill.", "torch.nn.")
+    modules = [*model.modules()]
+    return all(type(m).__module__.startswith(known) and not isinstance(m, nn.MultiheadAttention) for m in modules)
+
+
+def _under_autocast(model: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return type(model).forward(model, x, *args, **kwargs)
 
 
 def _as_weight(synapse: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

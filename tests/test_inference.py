@@ -4,6 +4,8 @@ from copy import deepcopy
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from spikedistill import transforms
 from spikedistill.core.taps import infer
@@ -119,3 +121,65 @@ def test_rounded_weights_are_not_exported():
     rounded = prepare(student(MODELS[0]), bf16=True)
     with pytest.raises(ValueError, match=r"load\(run, fast=False\)"):
         fold(rounded, torch.rand(1, 2, 8, 8))
+
+
+class Tokens(nn.Module):
+    """Pixels as tokens of a transformer, whose attention reads the weight of its last layer without calling it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(2, 8)
+        self.blocks = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        tokens = self.blocks(self.embed(x.flatten(2).mT)).mean(1)
+        return F.linear(tokens, self.head.weight)
+
+
+class Frames(nn.Module):
+    """A network of frames alone, [T, B, C, H, W], with a norm for each of the first steps after one convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv3d(2, 2, (1, 3, 3), padding=(0, 1, 1)), nn.BatchNorm3d(2))
+        self.first = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.conv, self.norms = nn.Conv2d(4, 4, 3), nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        T, B, C, H, W = x.shape
+        x = self.stem(x.permute(1, 2, 0, 3, 4)).permute(2, 0, 1, 3, 4)
+        x = self.first(x.reshape(T * B, C, H, W)).unflatten(0, (T, B))
+        x = torch.stack([self.norms[min(t, 2)](self.conv(now)) for t, now in enumerate(x)])
+        return self.head(x.relu().mean((-2, -1)))
+
+
+class Three(nn.Module):
+    """A network that takes three frames and nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(torch.cat([*x], 1))).relu().mean((-2, -1)))
+
+
+@pytest.mark.parametrize("net", [Tokens, Frames, Three])
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_networks_of_others_are_prepared_as_they_are_called(net):
+    torch.manual_seed(0)
+    model, x = net(), torch.rand(6, 2, 8, 8) if net is Tokens else torch.rand(3, 6, 2, 8, 8)
+    awake(model, x)
+    want, exact = infer(model, x).logits, prepare(model, (2, 8, 8), bf16=False)
+    torch.testing.assert_close(infer(exact, x).logits, want, atol=1e-5, rtol=1e-5)
+    rounded = prepare(model, (2, 8, 8), bf16=True)
+    for made in (rounded, deepcopy(rounded)):
+        got = infer(made, x).logits
+        assert got.dtype == torch.float32 and not torch.equal(got, want)
+        torch.testing.assert_close(got, want, atol=0.03, rtol=0.03)
+    if net is Frames:
+        assert isinstance(exact.first[1], nn.Identity) and isinstance(exact.norms[0], nn.BatchNorm2d)
+    (copy := deepcopy(rounded)).head.weight.data.zero_()
+    assert not torch.equal(infer(copy, x).logits, got)
