@@ -14,6 +14,7 @@ stem="cifar" (3x3, stride 1, no pool) is there for small images.
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from spikedistill.models.layers import (
@@ -26,7 +27,7 @@ from spikedistill.models.layers import (
     over_space,
     spiking_conv,
 )
-from spikedistill.neurons import make
+from spikedistill.neurons import Neuron, make
 from spikedistill.spec import Count
 
 Stem = Literal["cifar", "imagenet"]
@@ -118,9 +119,20 @@ def silence(model: nn.Module) -> None:
     """Make every identity block the identity: no spikes from its branch (every one where `and` joins them)."""
     for block in model.modules():
         if isinstance(block, SEWBlock):
-            norm = block.branch[-1].get_submodule("norm")
+            norm, neuron = (block.branch[-1].get_submodule(name) for name in ("norm", "neuron"))
             nn.init.zeros_(norm.get_parameter("weight"))
-            nn.init.constant_(norm.get_parameter("bias"), float(block.connect == "and"))
+            current = always(neuron) if block.connect == "and" else 0.0
+            norm.get_parameter("bias").data.copy_(torch.as_tensor(current))
+
+
+def always(neuron: nn.Module) -> float | Tensor:
+    """A current at which a neuron fires at every step, 1 % above the least, for rounding and strict ones; 1 for ReLU.
+
+    A hard reset puts it back to where it started, a soft one leaves it no lower.
+    """
+    if not isinstance(neuron, Neuron):
+        return 1.0
+    return 1.01 * (neuron.v_th - neuron.start) / neuron.coefficients()[1]
 
 
 def sew_resnet18(

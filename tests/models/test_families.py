@@ -343,6 +343,18 @@ def test_zero_initialised_blocks_are_the_identity(name, connect):
                 assert torch.equal(block(x), x)
 
 
+@pytest.mark.parametrize("neuron", ["if(strict=true)", "lif", "lif(tau=3, v_reset=-0.5, v_th=0.7)", "lif(v_reset=0.5)",
+                                    "plif(tau=5, v_reset=None)", "lif(decay_input=false, strict=true)", "relu"])  # fmt: skip
+def test_zero_initialised_blocks_that_multiply_let_everything_pass(neuron):
+    block = tiny("sew_resnet18", connect="and", zero_init=True, neuron=neuron).stage1[0]
+    with torch.device("meta"):
+        assert tiny("sew_resnet18", connect="and", zero_init=True, neuron=neuron)
+    x = torch.randint(0, 3, (9, 2, 4, 5, 5)).float()
+    assert torch.equal(block(x), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(block(x), x)
+
+
 def test_post_sum_blocks_add_before_the_neuron():
     model = settled("resnet19")
     for channels, block in zip((8, 16), model.stage2):
