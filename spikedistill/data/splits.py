@@ -282,14 +282,15 @@ def from_dataset(
     training samples without their random transforms, to validate on; by default `train`. The rest (augment, batch_size,
     seed, workers, mean, std, licence) is as in `build`; mean and std come from 256 samples where not given.
     """
-    steps = None
     for part, source in (("train", train), ("test", test)):
         seen = _some(Files(source, torch.tensor([0])))
-        steps = len(seen) if seen.dim() == 5 else None
+        if seen.dim() == 5:  # as images, counts of events would be divided by 255
+            frames = [seen.shape[0], *seen.shape[2:]]
+            raise DataError(f"{name}: {part} samples are frames {frames}, not images [C,H,W]: give them to from_events")
         if list(seen.shape[-3:]) != list(shape):
             raise DataError(f"{name}: {part} images are {list(seen.shape[-3:])}, not {list(shape)}")
         low, high = seen.min().item(), seen.max().item()
-        if steps is None and not (low >= 0 and high <= 1):
+        if not (low >= 0 and high <= 1):
             hint = "give uint8, or float in [0, 1] that is not normalised, which models do themselves"
             raise DataError(f"{name}: values of {part} images go from {low:g} to {high:g}: {hint}")
     kept = held = None
@@ -308,6 +309,5 @@ def from_dataset(
         (test, None, None),
         classes,
         shape,
-        steps=steps,
         **how,
     )

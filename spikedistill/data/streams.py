@@ -87,8 +87,10 @@ def only(data: Data, classes: Sequence[str]) -> Data:
 
 
 def fewer(data: Data, share: float) -> Data:
-    """The same data with a share of the training samples, always the same ones: of every class, rounded."""
-    rows = hold_out(labels_of(data.train).cpu(), share)[1]
+    """The same data with a share of the training samples, always the same: of every class, rounded, at least one."""
+    labels = labels_of(data.train).cpu()
+    single = (labels.bincount()[labels] == 1).nonzero()[:, 0]  # which `hold_out` never takes
+    rows = torch.cat([hold_out(labels, share)[1], single]).sort().values
     less = _rows(data.train, rows, drop_last=data.train.drop_last and len(rows) >= data.train.batch_size)
     return replace(data, train=less)
 

@@ -162,6 +162,11 @@ def test_from_dataset_errors():
         from_dataset(train, train, "abc", (1, 6, 6))
     with pytest.raises(DataError, match="labels go from 0 to 2: not 0 to 1"):
         from_dataset(train, train, "ab", (1, 6, 6), labels=y)
+    clips = Pairs(x[:, None].expand(-1, 4, 2, 6, 6), y)
+    with pytest.raises(
+        DataError, match=r"test samples are frames \[4, 2, 6, 6\], not images .*: give them to from_events"
+    ):
+        from_dataset(Pairs(x.expand(-1, 2, 6, 6), y), clips, "abc", (2, 6, 6), valid=0)
     for images, says in ((x.float(), "251"), (x.long(), "251"), (x / 255.0 - 0.5, "-0.4")):
         wrong = Pairs(images, y)
         with pytest.raises(

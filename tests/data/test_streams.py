@@ -194,3 +194,9 @@ def test_a_share_of_the_training_samples_is_of_every_class_and_always_the_same()
     assert next(iter(load("fashion-mini", train_share=0.1, encode="poisson", steps=3).train))["x"].ndim == 5
     for wrong in (0.0, 1.5):
         assert "above 0 and at most 1" in check("fashion-mini", train_share=wrong)[0]
+
+
+def test_a_share_leaves_every_class_a_sample():
+    x, y = torch.zeros(24, 1, 4, 4), torch.tensor([0] * 20 + [1] + [2] * 3)
+    few = streams.fewer(from_tensors(x, y, x, y, valid=0), 0.1)
+    assert few.train.labels.bincount().tolist() == [2, 1, 1] and few.train.index[2] == 20
