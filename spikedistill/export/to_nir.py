@@ -9,8 +9,12 @@
 NIR neurons fire strictly above the threshold and reset to a value. A student that fires at the threshold gets the next
 smaller float as its threshold, which is the same rule. A soft reset cannot be said in NIR and is refused.
 
-NIR has continuous time: a file means the same to a program that steps by the same `dt`; 1e-4 s is snnTorch's. The graph
-takes one sample without a batch. Present a static image at every step; "output" are the logits of that step.
+NIR has continuous time: what is written as LIF means the same to a program that steps by the same `dt`; 1e-4 s is
+snnTorch's. IF does not: r = 1 is a step's whole current, for programs that add r I at a step, as our reader does. One
+that integrates r I over `dt` needs `if_as_lif`. IF starts at 0, so one that resets elsewhere is written with all its
+potentials moved by that; a start elsewhere than at the reset, as hsd's neurons have it, cannot be said.
+
+The graph takes one sample without a batch. Present a static image at every step; "output" are the logits of that step.
 
 Pedersen et al. 2024, https://www.nature.com/articles/s41467-024-52259-9.
 """
@@ -35,6 +39,7 @@ from spikedistill.spec import SpecError
 EXTENSION = ".nir"
 TOLERANCE = 1e-4  # of logits, relative to the largest
 T, B = 5, 7  # of the input that is traced: sizes that no layer has by chance in front
+STARTS = "its potential does not start where it resets to, which NIR cannot say, retrained or not; onnx and torch can"
 LEADS = ((T, B), (1, B), (T * B,), (B,))
 AS_IT_IS = {
     *("flatten", "unflatten", "view", "reshape", "unsqueeze", "squeeze", "expand", "contiguous", "clone", "to"),
@@ -51,6 +56,11 @@ def needs() -> list[str]:
 def unfit(model: nn.Module) -> list[str]:
     """The neuron layers that NIR cannot say as they are: those with a soft reset."""
     return [name for name, m in model.named_modules() if isinstance(m, Neuron) and m.v_reset is None]
+
+
+def starting(model: nn.Module) -> list[str]:
+    """The neuron layers that NIR cannot say with any reset: those that start from a potential of their own."""
+    return [name for name, m in model.named_modules() if isinstance(m, Neuron) and m.start != (m.v_reset or 0.0)]
 
 
 def touching(model: nn.Module) -> list[str]:
@@ -70,6 +80,8 @@ def graph(student: nn.Module, x: Tensor, dt: float = DT, if_as_lif: bool = False
     programs that read IF otherwise (snnTorch 1.0 does).
     Raises SpecError naming every operation and layer that NIR cannot say.
     """
+    if early := starting(student):
+        raise SpecError([f"{', '.join(early)}: {STARTS}"])
     if soft := unfit(student):
         raise SpecError([f"{', '.join(soft)}: soft reset, which NIR cannot say; --retrain-for nir makes it hard"])
     folded = fold(student, x)
@@ -224,6 +236,9 @@ class _Writer:
 
     def fire(self, name: str, shape, decay: float, gain: float, v_th: float, v_reset: float, strict, x: Value) -> Value:
         """A layer of neurons."""
+        as_if = decay == 1.0 and gain == 1.0 and not self.if_as_lif
+        if as_if:  # it starts at 0
+            v_th, v_reset = v_th - v_reset, 0.0
         threshold = np.float32(v_th)
         if not strict:  # h >= v_th is h > the float below it
             threshold = np.nextafter(threshold, np.float32(-np.inf))
@@ -232,7 +247,7 @@ class _Writer:
             return np.full(shape, value, np.float32)
 
         reset = full(v_reset)
-        if decay == 1.0 and gain == 1.0 and not self.if_as_lif:
+        if as_if:
             node = nir.IF(r=full(1.0), v_threshold=full(threshold), v_reset=reset)
         else:
             # without a leak: 1 - dt / tau is 1 in float32

@@ -19,7 +19,7 @@ from spikedistill import data as data_sets
 from spikedistill import models, own, runs, transforms
 from spikedistill.core.step import Batch
 from spikedistill.models.foreign import has_foreign_neurons
-from spikedistill.neurons import Neuron
+from spikedistill.neurons import IF, Neuron
 from spikedistill.recipes import distill
 from spikedistill.spec import SpecError, parse
 
@@ -50,7 +50,7 @@ class Config(BaseModel):
     dt: Annotated[float, Field(gt=0)] = 1e-4
     """nir: seconds of a time step. snnTorch reads files of 1e-4."""
     if_as_lif: bool = False
-    """nir: write IF neurons as LIF without a leak, for programs that misread IF, such as snnTorch."""
+    """nir: write IF neurons as LIF without a leak, for programs that misread IF, such as snnTorch, or step it by dt."""
     retrain_for: Literal["nir"] | None = None
     """Fine-tune a copy with NIR's neurons (hard reset, fires above v_th), taught by the student, and export that."""
     epochs: Annotated[int, Field(ge=1)] = 3
@@ -63,6 +63,7 @@ def run(c: Config) -> dict[str, str]:
     """Write, check, and print what was found. Returns {"file", ...}; raises Mismatch where the check fails."""
     from spikedistill import export
     from spikedistill.export.read_nir import why_not_snntorch
+    from spikedistill.export.to_nir import STARTS, starting
 
     form, student = export.form(c.to), runs.load(c.run, fast=False, trust_code=c.trust_code)
     source = runs.student_file(c.run)
@@ -80,6 +81,8 @@ def run(c: Config) -> dict[str, str]:
     if not neurons:
         why = "its neurons are another library's" if has_foreign_neurons(student) else "it is an ANN"
         mistakes.append(f"run: '{c.run}' has no spiking neurons of this package: {why}")
+    if c.to == "nir" and (early := starting(student)):
+        mistakes.append(f"run: {some(early)}: {STARTS}")
     if mistakes:
         raise SpecError(mistakes)
     test = data_of(c).test
@@ -104,6 +107,8 @@ def run(c: Config) -> dict[str, str]:
                 raise export.Mismatch(f"{reader} does not compute what the student does: {found.fault}")
         if c.to == "nir" and (why := why_not_snntorch(temporary)):
             print(f"snnTorch was not asked: {why}")
+        if c.to == "nir" and not c.if_as_lif and any(isinstance(m, IF) for m in neurons):
+            print("IF adds its whole current at a step, whatever dt (r = 1): give --if-as-lif where dt is integrated.")
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
@@ -171,11 +176,14 @@ def suits_nir(student: nn.Module, test: Iterator[Batch]) -> str | None:
     if not soft:
         return None
     share = changed(student, samples, v_reset=0.0, strict=True)
-    names = ", ".join(soft[:3]) + ", ..." * (len(soft) > 3)
     return (
-        f"run: {len(soft)} of its layers reset softly ({names}) and NIR "
+        f"run: {len(soft)} of its layers reset softly ({some(soft)}) and NIR "
         f"knows hard reset only: {share:.2%} of the spikes would change. --retrain-for nir fine-tunes a copy that fits"
     )
+
+
+def some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
 def changed(student: nn.Module, samples: list[Batch], **how: Any) -> float:

@@ -29,6 +29,7 @@ FAMILIES = [
     "small(widths=(3, 4, 5), neuron=plif(tau=3.0))",
     "small(widths=(3, 4), neuron=lif(v_reset=0.1, strict=True, v_th=0.8))",
     "small(widths=(3, 4), head=spiking)",
+    "small(widths=(3, 4), neuron=if(v_reset=-0.3, v_th=0.8))",
     "sew_resnet18(width=3)",
     "sew_resnet18(width=3, stem=imagenet, neuron=lif)",
     "resnet19(width=3, stem_width=3)",
@@ -188,7 +189,7 @@ def checked_readers(*args):
 
 
 @SNNTORCH
-@pytest.mark.parametrize("text", [FAMILIES[0], FAMILIES[2], FAMILIES[5], FAMILIES[7]])
+@pytest.mark.parametrize("text", [FAMILIES[0], FAMILIES[2], FAMILIES[6], FAMILIES[8]])
 def test_nir_to_snntorch_is_exact(text, tmp_path):
     model = student(text)
     readers = written(model, "nir", tmp_path / "s.nir")
@@ -243,6 +244,13 @@ def test_a_neuron_at_the_threshold_fires_through_nir():
 def test_what_nir_cannot_say_is_refused_by_name(text, words):
     with pytest.raises(SpecError, match=words):
         to_nir.graph(student(text), samples()[0]["x"])
+
+
+def test_a_start_of_its_own_is_refused_by_name():
+    model = student()
+    model.stem.neuron = HalfIF()
+    with pytest.raises(SpecError, match=r"^stem.neuron: its potential does not start where it resets to"):
+        to_nir.graph(model, samples()[0]["x"])
 
 
 def test_a_maximum_of_sums_is_refused():

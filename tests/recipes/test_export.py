@@ -6,7 +6,7 @@ import nir
 import pytest
 import torch
 
-from spikedistill import cli, runs
+from spikedistill import cli, runs, transforms
 from spikedistill.data import load
 from spikedistill.export import to_nir
 from spikedistill.models import build
@@ -17,20 +17,41 @@ from tests.recipes.test_predict import ok, pictures, student  # fixtures
 __all__ = ["pictures", "student"]
 
 
-@pytest.fixture
-def soft(pictures, tmp_path):
+def untrained(pictures, run, neuron, *rewrites):
     torch.manual_seed(0)
     data = load(f"folder:{pictures}")
-    text = "small(widths=(3, 4), neuron=lif(v_reset=None, decay_input=False))"
+    text = f"small(widths=(3, 4), neuron={neuron})"
     model = build(text, classes=3, channels=1, steps=3, mean=data.mean, std=data.std)
+    for rewrite in rewrites:
+        transforms.apply(model, rewrite)
     awake(model, next(iter(data.train))["x"])
-    run = tmp_path / "soft"
     run.mkdir()
     runs.save(model, run / "student.safetensors", classes=list(data.classes), shape=list(data.shape))
     runs.write_json(
         run / "config.json", {"data": f"folder:{pictures}", "batch": 16, "steps": 3, "precision": "32-true"}
     )
     return run
+
+
+@pytest.fixture
+def soft(pictures, tmp_path):
+    return untrained(pictures, tmp_path / "soft", "lif(v_reset=None, decay_input=False)")
+
+
+def test_what_if_means_in_nir_is_said(pictures, tmp_path, capsys):
+    run = untrained(pictures, tmp_path / "if", "if(v_reset=0.2)")
+    for how, said in (((), True), (("--if-as-lif", "--overwrite"), False)):
+        ok("export", str(run), "--to", "nir", *how)
+        assert ("IF adds its whole current at a step, whatever dt (r = 1)" in capsys.readouterr().out) == said
+
+
+def test_neurons_that_start_elsewhere_are_refused_without_advice_that_fails(pictures, tmp_path, capsys):
+    run = untrained(pictures, tmp_path / "hsd", "relu", "hsd_quantise", "hsd_convert")
+    for how in ((), ("--retrain-for", "nir")):
+        text = mistakes_of(capsys, "export", str(run), "--to", "nir", *how)
+        assert "stem.neuron.neuron, stage2.1.neuron.neuron: its potential does not start where it resets to" in text
+        assert "--retrain-for nir fine-tunes" not in text
+    ok("export", str(run), "--to", "torch")
 
 
 def test_a_nir_file_is_written_checked_and_not_overwritten(student, tmp_path, capsys):
