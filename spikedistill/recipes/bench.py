@@ -317,11 +317,11 @@ def methods_table(c: Config) -> list[dict[str, Any]]:
             try:
                 plan = METHODS[name](student, teacher, **how)
                 passes = cached(plan.passes, teacher, kept)
-                if kept and not any(p.cache for p in passes.values()):
-                    continue  # nothing to keep
                 trainee = Trainee(Stage([batch], **vars(plan) | {"passes": passes}))
                 step = method_step(trainee, plan.after_step, batch, bf16)
                 step()
+                if kept and not kept.asked:
+                    continue  # it keeps nothing
             except (KeyError, ValueError, TypeError, RuntimeError) as error:
                 say(f"methods: without {text}, which needs more than images and an ANN: {str(error).splitlines()[0]}")
                 break
