@@ -22,6 +22,7 @@ several processes con is averaged over them, so that all choose the same steps.
 
 from typing import Literal
 
+import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,9 +37,9 @@ Direction = Literal["s2w", "w2s"]
 
 
 def confidence(z: Tensor) -> Tensor:  # [T, B, C] -> [T]
-    """The mean probability of the class that each step prefers, over the batch and all processes."""
+    """The mean probability of the class that each step prefers, over the batch and, in training, all processes."""
     con = F.softmax(z.detach(), -1).amax(-1).mean(1)
-    if dist.is_available() and dist.is_initialized():
+    if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
         dist.all_reduce(con)
         con = con / dist.get_world_size()
     return con
