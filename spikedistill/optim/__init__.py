@@ -3,7 +3,7 @@
 make("sgd(momentum=0.8)", lr=0.1, ...)      parameter groups -> optimiser, as `Stage.optim` wants it
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from spikedistill.optim.stds import SGDSTDS, STDS, Curve, sparsity  # 2022 Chen et al., ICML, STDS
 from spikedistill.spec import NonNegative, Share, SpecError, bind, near, parse
+from spikedistill.transforms import in_factors
 
 Make = Callable[[list[dict[str, Any]]], Optimizer]
 
@@ -63,8 +64,14 @@ def sgd_stds(
 OPTIMIZERS = {"adamw": adamw, "sgd": sgd, "stds": stds, "sgd_stds": sgd_stds}
 
 
-def check(text: str, select: str = "last", ema: float | None = None) -> list[str]:
-    """The mistakes in the text of an optimiser, and where it does not suit what is kept: which epoch, or an average."""
+FACTORS = "would prune the factors of kernels, and their products have no zeros: leave out"
+
+
+def check(text: str, select: str = "last", ema: float | None = None, beside: Sequence[str] = ()) -> list[str]:
+    """The mistakes in the text of an optimiser, and where it does not suit the rest.
+
+    select, ema: what is kept: which epoch, or an average.  beside: transforms and methods as text.
+    """
     try:
         name, positional, keywords = parse(text)
     except SpecError as error:
@@ -76,6 +83,8 @@ def check(text: str, select: str = "last", ema: float | None = None) -> list[str
         mistakes.append(f"{name} prunes until the last update: it needs --select last, an earlier epoch is not pruned")
     if "stds" in name and ema:
         mistakes.append(f"{name} prunes the weights, of which an average is not pruned: leave out --ema")
+    rewrites = [other for other in beside if other.split("(")[0].strip() in ("tt_snn", "factorise", "joint_a_snn")]
+    mistakes += [f"{name} {FACTORS} {other}" for other in rewrites if "stds" in name]
     return mistakes + bind(OPTIMIZERS[name], keywords, name, skip=4)[1]
 
 
@@ -83,11 +92,13 @@ def make(text: str, *, lr: float, weight_decay: float, updates: int, student: nn
     """What a text names: parameter groups -> optimiser.
 
     updates: of the whole training.  student: whose weights are pruned, where it prunes.
-    Raises SpecError with every mistake.
+    Raises SpecError with every mistake, or where the student's zeros would be lost.
     """
     if mistakes := check(text):
         raise SpecError(mistakes)
     name, _, keywords = parse(text)
+    if "stds" in name and in_factors(student):
+        raise SpecError([f"optimizer: {name} {FACTORS} tt_snn, factorise or joint_a_snn"])
     return OPTIMIZERS[name](lr, weight_decay, updates, student, **bind(OPTIMIZERS[name], keywords, name, skip=4)[0])
 
 

@@ -14,11 +14,14 @@ from torch import nn
 
 from spikedistill.core.plan import Plan
 from spikedistill.methods.hsd import hsd_convert, hsd_quantise  # 2024 Zhong et al., ACM MM, arXiv:2409.12507
-from spikedistill.methods.joint_a_snn import factorise  # 2023 Guo et al., Pattern Recognition, arXiv:2305.02099
+from spikedistill.methods.joint_a_snn import (  # 2023 Guo et al., Pattern Recognition, arXiv:2305.02099
+    factorise,
+    factors,
+)
 from spikedistill.spec import SpecError, bind, near, parse, settings
 from spikedistill.transforms import unstructured_pruning as pruning
 from spikedistill.transforms.rewrite import foldable, merge
-from spikedistill.transforms.tt_snn import tt_snn  # 2024 Lee et al., DATE, arXiv:2401.08001
+from spikedistill.transforms.tt_snn import TTConv2d, tt_snn  # 2024 Lee et al., DATE, arXiv:2401.08001
 from spikedistill.transforms.unstructured_pruning import unstructured_pruning  # 2024 Shi et al., ICLR
 
 TRANSFORMS: dict[str, Callable[..., nn.Module]] = {
@@ -31,14 +34,16 @@ TRANSFORMS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def check(text: str, given: Sequence[str] = (), select: str = "last") -> list[str]:
+def check(text: str, given: Sequence[str] = (), select: str = "last", ema: float | None = None) -> list[str]:
     """The mistakes in the text of a transform, found without a model. `given`: settings that the caller will add.
 
-    select: the epoch that is kept, which has to suit it.
+    select, ema: what is kept, which has to suit it: which epoch, or an average.
     """
     function, _, mistakes = _read(text, dict.fromkeys(given))
     if function is pruning.unstructured_pruning and select == "best":
         mistakes.append(f"{text} prunes until training ends: it needs --select last, an earlier epoch is pruned less")
+    if function is pruning.unstructured_pruning and ema:
+        mistakes.append(f"{text} fine-tunes what its gates leave, and an average of gates leaves another: drop --ema")
     return mistakes
 
 
@@ -66,6 +71,11 @@ def plan(model: nn.Module) -> Plan | None:
     return pruning.plan(model) if pruning.gates_of(model) else None
 
 
+def in_factors(model: nn.Module) -> bool:
+    """Whether kernels are products of factors, so that zeros in these are none in the folded kernel."""
+    return bool(factors(model)) or any(isinstance(m, TTConv2d) for m in model.modules())
+
+
 def _read(text: str, given: Mapping[str, Any]) -> tuple[Callable[..., nn.Module], dict[str, Any], list[str]]:
     """Function, settings and mistakes. A given value of None stands for one that is known to come."""
     try:
@@ -83,4 +93,4 @@ def _read(text: str, given: Mapping[str, Any]) -> tuple[Callable[..., nn.Module]
     return TRANSFORMS[name], clean, mistakes + wrong
 
 
-__all__ = ["TRANSFORMS", "apply", "apply_spec", "check", "foldable", "merge", "plan", *TRANSFORMS]
+__all__ = ["TRANSFORMS", "apply", "apply_spec", "check", "foldable", "in_factors", "merge", "plan", *TRANSFORMS]

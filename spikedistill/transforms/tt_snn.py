@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Gt, Le
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from spikedistill.functional import put, record
 from spikedistill.models.layers import Conv2d, MaxPool2d
@@ -201,6 +202,8 @@ def tt_snn(
     if not found:
         what = f"where={where!r} names no 3x3 convolution with time" if where else "no 3x3 convolution but the first"
         raise SpecError([f"tt_snn: {what} in {type(model).__name__}; it has {', '.join(fit) or 'none'}"])
+    if rewritten := [n for n, c in found.items() if parametrize.is_parametrized(c)]:
+        raise SpecError([f"tt_snn: '{rewritten[0]}' has gates or factors, which cores would replace: leave out one"])
     if init == "svd" and mode != "sequential":
         raise SpecError([f"tt_snn.init: svd is for mode='sequential', not '{mode}': only that one can hold any kernel"])
     chosen = ranks([*found.values()], rank)

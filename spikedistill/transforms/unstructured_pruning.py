@@ -22,7 +22,7 @@ linear layers behind a pool count as readers.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from annotated_types import Gt, Le
@@ -36,6 +36,7 @@ from spikedistill.functional import put, record
 from spikedistill.spec import Count, NonNegative, Positive, Share, SpecError
 from spikedistill.transforms.rewrite import written
 from spikedistill.transforms.survey import survey
+from spikedistill.transforms.tt_snn import TTConv2d
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Gate(nn.Module):
         self.shape, self.price, self.search, self.hard = tuple(shape), price, search, False
         # one axis: `parameter_groups` gives that no weight decay, which would pull every gate to 0
         self.a = nn.Parameter(mean + std * torch.randn(prod(shape)))
-        self.register_buffer("slope", torch.tensor(search.slopes[0]), persistent=False)
+        self.register_buffer("slope", torch.tensor(float(search.slopes[0])), persistent=False)
 
     def at(self, progress: float) -> None:
         self.hard = progress >= self.search.share
@@ -140,7 +141,7 @@ def unstructured_pruning(
         )
     like = next(model.parameters())
     for name in layers:
-        gate = Gate(modules[name].get_parameter("weight").shape, weight * seen.uses[name], when, mean, std).to(like)
+        gate = Gate(cast(Tensor, modules[name].weight).shape, weight * seen.uses[name], when, mean, std).to(like)
         parametrize.register_parametrization(modules[name], "weight", gate)
     for name in neurons:
         gate = Gate(seen.shapes[name], weight * seen.fan_out[name], when, mean, std).to(like)
@@ -158,11 +159,13 @@ def gates_of(model: nn.Module) -> list[Gate]:
 def plan(model: nn.Module) -> Plan:
     """What training with gates adds to any method: the penalty, and their slope and end by progress.
 
-    Merge it with the method's plan. Raises SpecError for a model without gates.
+    Merge it with the method's plan. Raises SpecError for a model without gates, or with some that folding would lose.
     """
     gates = gates_of(model)
     if not gates:
         raise SpecError(["unstructured_pruning: the student has no gates; rewrite it with the transform first"])
+    if any(gates_of(m) for m in model.modules() if isinstance(m, TTConv2d)):
+        raise SpecError(["unstructured_pruning: tt_snn multiplies the gated cores into a full kernel: leave out one"])
 
     def move(batch: Batch, progress: float) -> Batch:
         for gate in gates:

@@ -360,7 +360,7 @@ def test_timing_of_help_and_import():
 def test_a_rewritten_student_is_folded_back_and_loads(pictures, teacher, tmp_path):
     how = dict(data=pictures, teacher=teacher, student=STUDENT, epochs=1, batch=16, precision="32-true", progress=False)
     plain = distill(**how, methods="bkd", out=str(tmp_path / "plain"))["parameters"]
-    texts = ["tt_snn(rank=1)", "unstructured_pruning(mean=0.1, std=0.1, search=0.5)"]
+    texts = ["factorise", "unstructured_pruning(mean=0.1, std=0.1, search=0.5)"]
     with pytest.raises(SpecError, match=r"transform: unstructured_pruning.* needs --select last"):
         distill(**how, methods="bkd", transform=texts, out=str(tmp_path / "both"))
     result = distill(**how, methods="bkd", transform=texts, select="last", out=str(tmp_path / "both"))

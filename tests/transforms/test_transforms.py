@@ -90,8 +90,9 @@ def test_a_function_that_chooses_is_written_down_as_names():
 
 def test_in_a_row():
     x, model = toy_batch()["x"], student()
-    for text in ("tt_snn(rank=3)", "unstructured_pruning(mean=0.1, std=0.2)"):
+    for text in ("factorise", "unstructured_pruning(mean=0.1, std=0.2)"):
         transforms.apply(model, text, shape=SHAPE)
+    assert transforms.plan(model)
     model = awake(model, x)
     before, spec = infer(model, x).logits, model.spec
     transforms.merge(model)
@@ -99,6 +100,24 @@ def test_in_a_row():
     again: Any = transforms.apply_spec(student(), spec)
     assert again.state_dict().keys() == transforms.apply_spec(student(), again.spec).state_dict().keys()
     assert len(spec["transforms"]) == 2 and len(model.spec["transforms"]) == 3
+    assert 0 < (model.stage2[1].conv.weight == 0).float().mean() < 1
+
+
+def test_pruning_that_folding_would_undo_is_refused():
+    model = transforms.apply(transforms.apply(student(), "tt_snn(rank=3)"), "unstructured_pruning", shape=SHAPE)
+    with pytest.raises(SpecError, match="multiplies the gated cores into a full kernel"):
+        transforms.plan(model)
+    with pytest.raises(SpecError, match=r"tt_snn: 'stage2\.1\.conv' has gates"):
+        transforms.apply(transforms.apply(student(), "unstructured_pruning", shape=SHAPE), "tt_snn(rank=3)")
+    how = dict(lr=0.1, weight_decay=0.0, updates=2)
+    for text in ("tt_snn(rank=3)", "factorise"):
+        for name in ("stds", "sgd_stds"):
+            with pytest.raises(SpecError, match=f"optimizer: {name} would prune the factors"):
+                optim.make(name, student=transforms.apply(student(), text), **how)
+            (found,) = optim.check(name, "last", None, ["kd", text])
+            assert found.endswith(f"leave out {text}")
+        assert optim.make("adamw", student=transforms.apply(student(), text), **how)
+    assert optim.make("stds", student=student(), **how) and not optim.check("stds", beside=["kd"])
 
 
 def test_a_model_without_spec_gets_none():
@@ -144,7 +163,8 @@ def test_what_prunes_until_training_ends_needs_the_last_epoch():
         found
         == "unstructured_pruning prunes until training ends: it needs --select last, an earlier epoch is pruned less"
     )
-    assert transforms.check("tt_snn", ["shape"], "best") == []
+    (found,) = transforms.check("unstructured_pruning(mean=0.1)", ["shape"], "last", 0.99)
+    assert found.endswith("drop --ema") and transforms.check("tt_snn", ["shape"], "best", 0.99) == []
     (found,) = optim.check("stds(threshold=0.5)", "last", 0.99)
     assert "an average is not pruned: leave out --ema" in found and optim.check("adamw", "best", 0.99) == []
 

@@ -41,6 +41,12 @@ def in_search(gate, slope=5.0):
     return gate
 
 
+def test_slopes_may_be_whole_numbers():
+    gate = Gate((2,), 1.0, Search(0.8, (5, 1000)))
+    gate.at(0.3)
+    assert gate.slope.item() == pytest.approx(Search().slope(0.3)) and gate.slope.is_floating_point()
+
+
 def test_mask_in_loops_and_the_two_modes():
     gate = in_search(Gate((2, 1, 2), 1.0), 3.0)
     gate.a.data = torch.tensor([0.2, -0.7, 0.0, 1.1])
