@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikedistill.core.taps import eval_mode, infer
-from spikedistill.models.layers import Spiking
 from spikedistill.neurons import Neuron
 from spikedistill.transforms.unstructured_pruning import Gate, Gated, Mask
 
@@ -34,9 +33,12 @@ def synapses(layer: nn.Module, x: Tensor, dense: bool = False) -> Tensor:
 
 
 def open_positions(model: nn.Module) -> dict[nn.Module, Tensor]:
-    """Convolution -> the mask [O, H, W] of the neurons that follow it."""
-    pairs = [(m.conv, m.neuron.gate) for m in model.modules() if isinstance(m, Spiking) and isinstance(m.neuron, Gated)]
-    return {conv: gate.mask() if isinstance(gate, Gate) else gate.get_buffer("m") for conv, gate in pairs}
+    """Convolution -> where some neuron that reads it has an open gate, [O, H, W]; those that others read have none."""
+    masks: dict[nn.Module, Tensor] = {}
+    for gated in [m for m in model.modules() if isinstance(m, Gated)]:
+        mask = gated.gate.mask() if isinstance(gated.gate, Gate) else gated.gate.get_buffer("m")
+        masks |= {conv: torch.maximum(masks.get(conv, mask), mask) for conv in gated.convs}
+    return masks
 
 
 @torch.no_grad()

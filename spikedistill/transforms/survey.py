@@ -1,4 +1,4 @@
-"""What one image shows of a network: how often its weights are used, and who reads its neurons."""
+"""What one image shows of a network: how often its weights are used, and who reads its neurons and convolutions."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -20,26 +20,40 @@ class Survey:
     uses: layer -> at how many positions each weight is used, H_in W_in / stride^2 (borders ignored); 1 if linear.
     shapes: neurons -> the shape they emit, without time and batch.
     fan_out: neurons -> synapses that leave each, sum_q O_q k_q^2 / stride_q^2 over the layers q that read it.
+    behind: convolution -> the neurons that read it, where these alone do and all emit maps of its shape.
     """
 
     uses: dict[str, float] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     fan_out: dict[str, float] = field(default_factory=dict)
+    behind: dict[str, list[str]] = field(default_factory=dict)
 
 
 def survey(model: nn.Module, shape: Sequence[int]) -> Survey:
     """Run a model on one black image [C, H, W] and look at its convolutions, linear layers and neurons.
 
     A layer reads neurons if a gradient finds a way from its input to their output that crosses no other layer: pools,
-    norms and residual sums are seen through. Raises SpecError for one that runs twice in a call.
+    norms and residual sums are seen through. Neurons read convolutions likewise. Raises SpecError for one that runs
+    twice in a call.
     """
-    found, marks = Survey(), {}
+    found, marks, maps, sizes = Survey(), {}, {}, {}
+
+    def read(x: Tensor, marks: dict[str, Tensor]) -> list[str]:
+        if not (marks and x.requires_grad):
+            return []
+        ways = torch.autograd.grad(x.sum(), [*marks.values()], retain_graph=True, allow_unused=True)
+        return [name for name, way in zip(marks, ways) if way is not None]
+
+    def behind(x: Tensor, name: str = "") -> None:
+        for conv in read(x, maps):
+            found.behind[conv].append(name if found.shapes.get(name) == sizes[conv] else "")
 
     def emits(name: str) -> Callable:
-        def hook(_module: nn.Module, _inputs: tuple, out: Tensor) -> Tensor:
+        def hook(_module: nn.Module, inputs: tuple, out: Tensor) -> Tensor:
             once(name, marks)
             marks[name] = out.new_ones((), requires_grad=True)
             found.shapes[name], found.fan_out[name] = tuple(out.shape[2:]), 0.0
+            behind(inputs[0], name)
             return out.detach() * marks[name]
 
         return hook
@@ -53,11 +67,11 @@ def survey(model: nn.Module, shape: Sequence[int]) -> Survey:
                 each = each * prod(layer.kernel_size) / layer.groups / prod(layer.stride)
             else:
                 found.uses[name] = 1.0
-            if marks and x.requires_grad:
-                ways = torch.autograd.grad(x.sum(), [*marks.values()], retain_graph=True, allow_unused=True)
-                for neurons, way in zip(marks, ways):
-                    found.fan_out[neurons] += each if way is not None else 0
-            return out.detach()
+            for neurons in read(x, marks):
+                found.fan_out[neurons] += each
+            behind(x)
+            maps[name], sizes[name], found.behind[name] = out.new_ones((), requires_grad=True), out.shape[-3:], []
+            return out.detach() * maps[name]
 
         return hook
 
@@ -67,7 +81,8 @@ def survey(model: nn.Module, shape: Sequence[int]) -> Survey:
             if isinstance(module, Neuron | nn.Conv2d | nn.Linear):
                 hook = (emits if isinstance(module, Neuron) else reads)(name)
                 stack.callback(module.register_forward_hook(hook).remove)
-        call(model, torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
+        behind(call(model, torch.zeros(1, *shape, device=like.device, dtype=like.dtype)).logits)
+    found.behind = {conv: names for conv, names in found.behind.items() if names and all(names)}
     return found
 
 

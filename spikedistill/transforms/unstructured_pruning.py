@@ -90,17 +90,20 @@ class Mask(nn.Module):
 
 
 class Gated(nn.Module):
-    """Neurons whose spikes [T, B, O, H, W] pass a gate. Their membranes do not."""
+    """Neurons whose spikes [T, B, O, H, W] pass a gate. Their membranes do not.
 
-    def __init__(self, neuron: nn.Module, gate: nn.Module):
+    convs: the convolutions that gated neurons alone read, these among them.
+    """
+
+    def __init__(self, neuron: nn.Module, gate: nn.Module, convs: Sequence[nn.Module] = ()):
         super().__init__()
-        self.neuron, self.gate = neuron, gate
+        self.neuron, self.gate, self.convs = neuron, gate, tuple(convs)  # a tuple, so that they are no part of this
 
     def forward(self, x: Tensor, steps: int | None = None) -> Tensor:
         return self.gate(self.neuron(x, steps))
 
     def merged(self) -> nn.Module:
-        return Gated(self.neuron, Mask(self.gate.mask())) if isinstance(self.gate, Gate) else self
+        return Gated(self.neuron, Mask(self.gate.mask()), self.convs) if isinstance(self.gate, Gate) else self
 
 
 def unstructured_pruning(
@@ -145,7 +148,8 @@ def unstructured_pruning(
         parametrize.register_parametrization(modules[name], "weight", gate)
     for name in neurons:
         gate = Gate(seen.shapes[name], weight * seen.fan_out[name], when, mean, std).to(like)
-        put(model, name, Gated(modules[name], gate))
+        convs = [modules[conv] for conv, behind in seen.behind.items() if name in behind and {*behind} <= {*neurons}]
+        put(model, name, Gated(modules[name], gate, convs))
     model.train(model.training)
     settings = dict(shape=[*shape], weight=weight, search=search, slopes=[*slopes], hold=hold, mean=mean, std=std)
     record(model, written("unstructured_pruning", **settings, stem=stem, head=head))

@@ -20,7 +20,7 @@ from spikedistill.neurons import LIF
 from spikedistill.report.activity import activity
 from spikedistill.spec import SpecError
 from spikedistill.transforms.rewrite import merge
-from spikedistill.transforms.sparsity import connectivity
+from spikedistill.transforms.sparsity import connectivity, open_positions
 from spikedistill.transforms.survey import survey
 from spikedistill.transforms.unstructured_pruning import Gate, Gated, Search, gates_of, plan, unstructured_pruning
 from tests.methods.toy import toy_batch, toy_student, toy_teacher
@@ -302,6 +302,43 @@ def test_operations_by_counting():
         assert measured["operations"]["ac"] == pytest.approx((count + head) / 4)
         rate = measured["layers"]["stage2.1.neuron"]["rate"]  # of spikes that pass the gate
         assert rate == pytest.approx(out.taps["stage2"].mean().item())
+
+
+def convolutions(model):
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+
+
+def test_operations_into_closed_neurons_behind_a_sum_are_not_counted():
+    torch.manual_seed(0)
+    x, model = torch.rand(2, 2, 8, 8), models.build("resnet19(stem_width=4, width=4)", channels=2, steps=2)
+    unstructured_pruning(model, shape=SHAPE, mean=1.0)
+    awake(model, x)
+    name = {m: n for n, m in convolutions(model).items()}
+    assert {name[conv] for conv in open_positions(model)} == {*name.values()} - {"stem.conv"}
+    summed = ("stage2.0.conv2", "stage2.0.shortcut.0")
+    before = activity(model, [{"x": x}])["synapses"]
+    gate: Any = model.get_submodule("stage2.0.neuron.gate")
+    gate.a.data.fill_(-1)
+    assert all(activity(model, [{"x": x}])["synapses"][conv]["operations"] == 0 for conv in summed)
+    gate.a.data.view(8, 4, 4)[:, :1] = 1
+    left = connectivity(model, SHAPE)
+    for network in (model, merge(model)):
+        after = activity(network, [{"x": x}])["synapses"]
+        assert all(0 < after[conv]["operations"] < before[conv]["operations"] for conv in summed)
+        assert connectivity(network, SHAPE) == pytest.approx(left) and left < 1
+
+
+def test_a_convolution_that_several_neurons_read_is_open_where_one_of_them_is():
+    model = models.build("ms_resnet18(width=4)", channels=2, steps=2)
+    unstructured_pruning(model, shape=SHAPE)
+    convs = convolutions(model)
+    for n, gated in model.named_modules():
+        if isinstance(gated, Gated):
+            nn.init.constant_(gated.gate.a, 1.0 if n == "stage4.1.neuron" else -1.0)
+    masks = open_positions(model.eval())
+    assert masks[convs["stage4.0.conv2"]].min() == 1  # the neuron of the next block reads it, and the last
+    assert masks[convs["stage4.1.conv2"]].max() == 0
+    assert convs["stage1.1.conv2"] not in masks  # a shortcut that shrinks reads the sum, too
 
 
 def test_goes_with_bkd_and_keeps_the_taps():
