@@ -11,7 +11,8 @@ Evidence: partly: abstract and summaries; the divergence, T_t, all weights, tau 
 KL is summed over classes and averaged over the batch (and steps, and weak classifiers); tau^2 can be left out.
 The longer run is a pass of its own in evaluation mode, without a graph: its steps neither enter the batch statistics of
 the first T_s nor move the running ones, and validation is on T_s steps as in use. In evaluation mode both agree on T_s.
-Frames [N, B, ...] of events: the student sees the first T_s, the longer run T_t, from the start again where N is less.
+Frames [N, B, ...] of events: the student sees all, or the first T_s where `steps` says so, the longer run T_t, from the
+start again where N is less.
 """
 
 import copy
@@ -42,12 +43,19 @@ def spatial_loss(weak: Tensor, final: Tensor, tau: float = 2.0, target: str = "s
     return torch.stack([kd_loss(w, o, tau) for w, o in zip(weak, final, strict=True)]).mean()
 
 
-def lengthened(batch: Batch, short: int, long: int) -> Batch:
-    """The batch with the first `short` frames as "x" and `long` of them, from the start again at the end, as "long"."""
+def lengthened(batch: Batch, short: int | None = None, long: int | None = None) -> Batch:
+    """The batch with the first `short` frames as "x" and `long` of them, from the start again at the end, as "long".
+
+    None for all frames, and for twice as many as "x" has. Raises ValueError where "long" would be the shorter one.
+    """
     x = batch["x"]
     if x.ndim == 4:
         return batch | {"long": x}
-    return batch | {"x": x[:short], "long": x[torch.arange(long, device=x.device) % len(x)]}
+    seen = x[:short]
+    long = long or 2 * len(seen)
+    if long < len(seen):
+        raise ValueError(f"tssd.long: {long} will not do: it should be at least the {len(seen)} frames of the student")
+    return batch | {"x": seen, "long": x[torch.arange(long, device=x.device) % len(x)]}
 
 
 class WeakConv(Head):
@@ -121,17 +129,23 @@ def tssd(
 
     alpha: weight of the longer run.  beta: weight of the weak classifiers.  tau: temperature of both.
     scale_tau2: multiply both by tau^2, which keeps their gradients independent of tau.
-    steps: T_s, None for the student's own.  long: T_t, None for twice as many.
+    steps: T_s, None for the student's own, or all frames of a recording.  long: T_t, None for twice the student's own.
     taps: maps with a weak classifier; empty for the one at half depth.
     weak: classify the average of the map, or that of one more convolution with norm and neuron.
     weak_ce: weight of the labels for the weak classifiers.
     target: what a weak classifier follows at each step: the output of that step, or the mean over steps.
     classes: None for the outputs of the student's last linear layer.
     """
-    short = steps or getattr(student, "steps", 1)
-    long = long or 2 * short
-    if long < short:
+    short: int | None = steps or getattr(student, "steps", None)
+    long = long or (2 * short if short else None)
+    if short and long and long < short:
         raise SpecError([f"tssd.long: {long} will not do: it should be at least the {short} steps of the student"])
+
+    def prepare(batch: Batch, progress: float) -> Batch:
+        if short is None and batch["x"].ndim == 4:
+            raise SpecError([f"tssd.steps: {type(student).__name__} does not say how many an image takes: set it"])
+        return lengthened(batch, steps, long)
+
     names = [*getattr(student, "dims", {})]
     chosen = [published(student, tap, "student") for tap in taps or names[(len(names) - 1) // 2 :][:1] or [""]]
     outputs, neuron = classes_of(student, classes, "tssd"), [m for m in student.modules() if isinstance(m, Neuron)]
@@ -148,4 +162,4 @@ def tssd(
         heads = [Head(*m) if weak == "pooled" else WeakConv(*m, copy.deepcopy(neuron[0])) for m in made]
         loss["tssd_space"] = (beta * scale, Spatial(heads, tau, target))
         loss["tssd_weak"] = (weak_ce, WeakLabels(heads))
-    return Plan(passes, {k: v for k, v in loss.items() if v[0]}, lambda batch, _: lengthened(batch, short, long))
+    return Plan(passes, {k: v for k, v in loss.items() if v[0]}, prepare)

@@ -87,6 +87,25 @@ def test_frames_of_the_longer_run():
     one = lengthened({"x": x}, 3, 6)
     assert torch.equal(one["x"], x[:3]) and torch.equal(one["long"], x[[0, 1, 2, 3, 0, 1]])
     assert torch.equal(lengthened({"x": x[0]}, 3, 6)["long"], x[0])
+    whole = lengthened({"x": x})
+    assert torch.equal(whole["x"], x) and torch.equal(whole["long"], torch.cat([x, x]))
+    with pytest.raises(ValueError, match="long: 3 will not do: it should be at least the 4 frames"):
+        lengthened({"x": x}, None, 3)
+
+
+def test_no_frame_is_left_out_unasked():
+    recording = {"x": torch.rand(5, 2, 2, 8, 8)}
+    seen = tssd(toy_student(3)).prepare(recording, 0.0)
+    assert torch.equal(seen["x"], recording["x"]) and len(seen["long"]) == 6
+    with pytest.raises(ValueError, match="long: 4 will not do: it should be at least the 5 frames"):
+        tssd(toy_student(2)).prepare(recording, 0.0)
+    assert len(tssd(toy_student(2), steps=2).prepare(recording, 0.0)["x"]) == 2
+    student: Any = toy_student()
+    del student.steps
+    assert len(tssd(student).prepare(recording, 0.0)["long"]) == 10
+    with pytest.raises(SpecError, match=r"tssd\.steps: Small does not say how many an image takes"):
+        tssd(student).prepare(toy_batch(), 0.0)
+    assert tssd(student, steps=2).prepare(toy_batch(), 0.0).keys() == {*toy_batch(), "long"}
 
 
 def step_of_training(student, **settings) -> tuple[Any, Any, Any]:
@@ -99,9 +118,7 @@ def step_of_training(student, **settings) -> tuple[Any, Any, Any]:
 def test_the_whole_step_in_its_parts(frames):
     """What the loop makes of the plan: the passes, their lengths and the weights."""
     student = toy_student(4).eval()
-    settings = dict(alpha=0.7, beta=0.3, tau=3.0, steps=None if frames else 2, long=5, weak_ce=0.4, taps=("stage1",))
-    if frames:
-        student.steps = 2
+    settings = dict(alpha=0.7, beta=0.3, tau=3.0, steps=2, long=5, weak_ce=0.4, taps=("stage1",))
     plan, trainee, batch = step_of_training(student, **settings)
     if frames:
         batch |= {"x": torch.rand(4, 4, 2, 8, 8)}
