@@ -158,6 +158,12 @@ def potential(model: nn.Module, tap: str, who: str) -> str:
     return tap or f"{inside[-1]}.v"
 
 
+def idle(who: str, why: str, **given: bool) -> None:
+    """Raise SpecError for settings of a method that were given although they do nothing there."""
+    if mistakes := [f"{who}.{name}: it does nothing {why}" for name, other in given.items() if other]:
+        raise SpecError(mistakes)
+
+
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
     """Replace the submodule of this name, in the mode of the model."""
     parent, _, leaf = name.rpartition(".")

@@ -18,7 +18,8 @@ feature: weight * n is that on its mean square. "feature" usually has 1e-3 for i
 "mse" is a mean over all elements, summed over groups. KL is summed over classes and averaged over the batch;
 cross-entropy to the softened outputs would have the same gradient.
 Differs from the paper: features before the last ReLU of a group, and so margins, need `norms`; without it the teacher's
-stages are compared after their ReLU, where a margin changes nothing.
+stages are compared after their ReLU, where a margin changes nothing. In a residual block the ReLU is that of a sum: the
+margin is the norm's, and the block's child `shortcut` is added to the feature.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan
 from spikedistill.core.step import Pass, Step
 from spikedistill.core.taps import published
-from spikedistill.functional import matched, mean_square, paired, wide
+from spikedistill.functional import idle, matched, mean_square, paired, wide
 from spikedistill.objectives import CE, KD
 from spikedistill.spec import NonNegative, Positive, Share, SpecError
 
@@ -67,6 +68,7 @@ class Features(nn.Module):
     """A distance between pairs of taps, summed over pairs; each pair weighs `decay` times the next.
 
     dims: channels of student and teacher, a pair of taps each.  transforms: of the teacher's features, one a pair.
+    shortcuts: for each teacher tap, one that is added to it, or none ("").
     """
 
     def __init__(
@@ -78,9 +80,11 @@ class Features(nn.Module):
         distance: Callable[[Tensor, Tensor], Tensor] = partial_distance,
         decay: float = 0.5,
         resize: bool = False,
+        shortcuts: Sequence[str] = (),
     ):
         super().__init__()
-        self.taps = {"student": [*taps], "teacher": [*teacher_taps]}
+        self.pairs = [*zip(taps, teacher_taps, shortcuts or [""] * len(taps))]
+        self.taps = {"student": [*taps], "teacher": [*teacher_taps, *filter(None, shortcuts)]}
         self.distance, self.decay, self.resize = distance, decay, resize
         self.adapt = nn.ModuleList(
             nn.Sequential(nn.Conv2d(s, t, kernel_size=1, bias=False), nn.BatchNorm2d(t)) for s, t in dims
@@ -89,15 +93,34 @@ class Features(nn.Module):
 
     def forward(self, step: Step) -> Tensor:
         terms = []
-        for s, t, adapt, transform in zip(*self.taps.values(), self.adapt, self.transforms):
+        seen = step.teacher.taps
+        for (s, t, shortcut), adapt, transform in zip(self.pairs, self.adapt, self.transforms):
             x = adapt(rate(step.student.taps[s]))
-            target = matched(transform(rate(step.teacher.taps[t])), x, self.resize, "kdsnn")
+            target = rate(seen[t] + seen[shortcut] if shortcut else seen[t])
+            target = matched(transform(target), x, self.resize, "kdsnn")
             terms.append(self.distance(x, target))
         return torch.stack([d * self.decay**i for i, d in enumerate(reversed(terms))]).sum()
 
 
+def shortcut_of(norm: str, teacher: nn.Module) -> str:
+    """The tap that a residual block adds to this norm, "" where it adds none. Raises SpecError where it has no tap."""
+    block = norm.rpartition(".")[0]
+    parts = dict(teacher.get_submodule(block).named_children())
+    if hasattr(teacher.get_submodule(block), "downsample"):
+        raise SpecError([f"kdsnn.norms: what '{block}' adds to '{norm}' cannot be tapped: give teacher_taps instead"])
+    return f"{block}.shortcut" if "shortcut" in parts else ""
+
+
+def pooled(x: Tensor) -> Tensor:  # [T, B, C, H, W] or [T, B, C] -> [B, C]
+    """Mean over time and space. Raises ValueError for anything else."""
+    if x.ndim not in (3, 5):
+        raise ValueError(f"kdsnn: a tap of shape {list(x.shape)} is neither a map nor a vector: choose another")
+    x = wide(rate(x))
+    return x.mean((-2, -1)) if x.ndim == 4 else x
+
+
 class Pooled(nn.Module):
-    """Squared error of the spatial means of two taps, sum over channels, mean over the batch."""
+    """Squared error of two taps, `pooled`, sum over channels, mean over the batch."""
 
     def __init__(self, tap: str, teacher_tap: str, dims: tuple[int, int]):
         super().__init__()
@@ -105,7 +128,7 @@ class Pooled(nn.Module):
         self.adapt = nn.Linear(*dims) if dims[0] != dims[1] else nn.Identity()
 
     def forward(self, step: Step) -> Tensor:
-        s, t = (wide(rate(x)).mean((-2, -1)) for x in (step.student.taps[self.s], step.teacher.taps[self.t]))
+        s, t = (pooled(x) for x in (step.student.taps[self.s], step.teacher.taps[self.t]))
         return (wide(self.adapt(s)) - t.detach()).square().sum(-1).mean()
 
 
@@ -126,18 +149,24 @@ def kdsnn(
 
     variant: response, feature, mse or pooled, as above.
     taps, teacher_taps: groups to compare, pair by pair; empty for those of one name, or all in order.
-    norms: of "feature", the teacher's batch norms before the last ReLU of each group, in place of teacher_taps.
+    norms: of "feature", the teacher's batch norms before the last ReLU of each group, in place of teacher_taps; of a
+    residual block, the one before its sum.
     weight: of the features, None for 1e-3 (feature), 1 (mse, ours), 7e-5 (pooled).
     alpha: share of the response, the labels get the rest.  tau: temperature of the response.
     resize: interpolate a teacher map of another height and width.
     """
-    passes = {"student": Pass(student, grad=True), "teacher": Pass(teacher)}
+    passes, why = {"student": Pass(student, grad=True), "teacher": Pass(teacher)}, f"with variant='{variant}'"
     if variant == "response":
+        where = dict(taps=bool(taps), teacher_taps=bool(teacher_taps), norms=bool(norms))
+        idle("kdsnn", why, **where, weight=weight is not None, resize=resize)
         return Plan(passes, {"ce": (1 - alpha, CE()), "kd": (alpha, KD(tau))})
-    transforms = []
-    if variant == "feature" and norms:
+    idle("kdsnn", why, alpha=alpha != 0.5, tau=tau != 4.0, norms=bool(norms) and variant != "feature")
+    transforms, shortcuts = [], []
+    if norms:
+        idle("kdsnn", "beside norms", teacher_taps=bool(teacher_taps))
         found = dict(teacher.named_modules())
         transforms = [MarginReLU(margin(found.get(name), name)) for name in norms]
+        shortcuts = [shortcut_of(name, teacher) for name in norms]
         teacher_taps, taps = norms, taps or [*getattr(student, "dims", {})]
         if len(taps) != len(norms):
             raise SpecError([f"kdsnn: {len(taps)} taps of the student and {len(norms)} norms, they go in pairs"])
@@ -149,6 +178,6 @@ def kdsnn(
         term: nn.Module = Pooled(taps[0], teacher_taps[0], dims[0])
     else:
         distance, decay = (mean_square, 1.0) if variant == "mse" else (partial_distance, 0.5)
-        term = Features(taps, teacher_taps, dims, transforms, distance, decay, resize)
+        term = Features(taps, teacher_taps, dims, transforms, distance, decay, resize, shortcuts)
     weight = {"feature": 1e-3, "mse": 1.0, "pooled": 7e-5}[variant] if weight is None else weight
     return Plan(passes, {"ce": (1.0, CE()), **({"kdsnn": (weight, term)} if weight else {})})

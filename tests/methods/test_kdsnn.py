@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from spikedistill import models
 from spikedistill.core.output import Output
 from spikedistill.core.step import Step
 from spikedistill.core.taps import infer
@@ -226,6 +227,50 @@ def test_norms_are_read_before_the_relu_with_fixed_margins():
     for norms, problem in ((("stage2",), "'stage2' is no BatchNorm2d"), (("stem.norm",), "2 taps .* 1 norms")):
         with pytest.raises(SpecError, match=problem):
             kdsnn(student, teacher, norms=norms)
+
+
+def test_the_norm_of_a_residual_block_is_read_with_its_shortcut():
+    names = [f"stage{i}.1.norm2" for i in (1, 2, 3, 4)]
+    student = models.build("resnet19(stem_width=2, width=2)", channels=2, steps=2)
+    teacher: Any = models.build("ann_resnet18(width=4)", channels=2).eval()
+    for name in names:
+        nn.init.normal_(teacher.get_submodule(name).bias)
+    objective: Any = kdsnn(student, teacher, taps=["stage1", "stage1", "stage2", "stage3"], norms=names).loss["kdsnn"][
+        1
+    ]
+    x, stages = toy_batch()["x"], [f"stage{i}" for i in (1, 2, 3, 4)]
+    seen = infer(teacher, x, None, [*objective.taps["teacher"], *stages]).taps
+    for (_, tap, shortcut), stage in zip(objective.pairs, stages, strict=True):
+        assert shortcut == tap.replace("norm2", "shortcut") and (seen[tap] + seen[shortcut]).min() < 0
+        torch.testing.assert_close((seen[tap] + seen[shortcut]).relu(), seen[stage])
+    one = ["s0"], ["stage2.1.norm2"], [(8, 8)], objective.transforms[1:2]
+    last = plain(Features(*one, shortcuts=["stage2.1.shortcut"]))
+    target = torch.maximum((seen["stage2.1.norm2"] + seen["stage2.1.shortcut"])[0], objective.transforms[1].margin)
+    zeros = Output(torch.zeros(1, 4, 3), {"s0": torch.zeros(1, 4, 8, 4, 4)})
+    step = Step({}, {"student": zeros, "teacher": Output(torch.zeros(1, 4, 3), seen)})
+    torch.testing.assert_close(last(step), partial_distance(zeros.taps["s0"][0], target))
+    teacher.stage4[1].downsample = None  # as in timm and torchvision, where it is called where it is not None
+    with pytest.raises(SpecError, match=r"what 'stage4\.1' adds to 'stage4\.1\.norm2' cannot be tapped"):
+        kdsnn(student, teacher, taps=["stage1", "stage1", "stage2", "stage3"], norms=names)
+
+
+def test_pooled_takes_vectors_and_refuses_tokens():
+    s, t = torch.rand(3, 2, 3, 4, 4, dtype=D), torch.randn(1, 2, 3, dtype=D)
+    expected = (s.mean((0, 3, 4)) - t[0]).square().sum() / 2
+    torch.testing.assert_close(Pooled("s0", "t0", (3, 3))(step_of([s], [t])), expected)
+    with pytest.raises(ValueError, match=r"\[1, 2, 5, 3\] is neither a map nor a vector"):
+        Pooled("s0", "t0", (3, 3))(step_of([s], [torch.randn(1, 2, 5, 3, dtype=D)]))
+
+
+def test_settings_that_do_nothing_are_refused():
+    for text, how in (
+        ("weight: it does nothing with variant='response'", dict(variant="response", weight=5.0)),
+        ("norms: it does nothing with variant='mse'", dict(variant="mse", norms=("stem.norm",))),
+        ("tau: it does nothing with variant='feature'", dict(tau=2.0)),
+        ("teacher_taps: it does nothing beside norms", dict(norms=("stem.norm",), teacher_taps=("stage1",))),
+    ):
+        with pytest.raises(SpecError, match=rf"kdsnn\.{text}"):
+            kdsnn(toy_student(), toy_teacher(), **cast(Any, how))
 
 
 def test_defaults_of_each_variant_and_a_clean_student():
