@@ -48,7 +48,9 @@ def bkd_loss(restored: Tensor, teacher: Tensor, reduction: Reduction = "sum_per_
     restored = restored.mean((-2, -1)) if teacher.ndim == 2 else restored
     if restored.shape != teacher.shape:
         shapes = f"student feature {list(restored.shape)} and teacher feature {list(teacher.shape)}"
-        raise ValueError(f"bkd: {shapes} do not fit: choose other taps, or resize=True to interpolate the teacher's")
+        how = "choose other taps, or resize=True to interpolate the teacher's"
+        how = how if teacher.ndim == 4 else "choose a teacher tap that is a map [B, D, H, W] or a vector [B, D]"
+        raise ValueError(f"bkd: {shapes} do not fit: {how}")
     # channels last, as they are in memory: the gradient of mse_loss always is as the axes are
     y, target = (wide(x.movedim(1, -1)) for x in (restored, teacher.detach()))
     return F.mse_loss(y, target) if reduction == "mean" else F.mse_loss(y, target, reduction="sum") / len(y)
@@ -59,7 +61,7 @@ def wsld_loss(student: Tensor, teacher: Tensor, y: Tensor, tau: float = 2.0) -> 
     teacher = teacher.detach()
     ratio = soft_cross_entropy(student.detach(), y) / (soft_cross_entropy(teacher, y) + 1e-7)
     weight = 1 - torch.exp(-ratio)
-    return tau**2 * (weight * soft_cross_entropy(student / tau, F.softmax(teacher / tau, -1))).mean()
+    return tau**2 * (weight * soft_cross_entropy(wide(student) / tau, F.softmax(wide(teacher) / tau, -1))).mean()
 
 
 class BKD(nn.Module):
@@ -88,6 +90,8 @@ class BKD(nn.Module):
     def forward(self, step: Step) -> Tensor:
         x = rate(step.student.taps[self.s])
         target = rate(step.teacher.taps[self.t])
+        if x.ndim != 4:
+            raise ValueError(f"bkd: the student's '{self.s}' is {list(x.shape)}: choose a map [B, D, H, W]")
         x = self.align(x)
         x = self.restore(blur(x, self.ratio) if self.training else x)
         if self.resize and target.ndim == 4 and target.shape[-2:] != x.shape[-2:]:

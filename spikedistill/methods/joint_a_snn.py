@@ -126,9 +126,7 @@ class JointASNN(nn.Module):
         super().__init__()
         self.alpha, self.beta, self.tau, self.readout = alpha, beta, tau, readout
         self.taps = {"student": [*taps], "ann": [*taps]}
-        self.snn = nn.ModuleList(exits)
-        if exits:
-            factorise(self.snn)
+        self.snn: Any = factorise(nn.ModuleList(exits)) if exits else nn.ModuleList()
         self.ann = twin(self.snn)
 
     def read(self, exits: nn.ModuleList, out: Output, readout: Readout) -> tuple[Tensor, Tensor]:
@@ -177,8 +175,10 @@ def joint_a_snn(
     if neuron is None:
         raise SpecError([f"joint_a_snn: the student ({type(student).__name__}) has no spiking neurons"])
     size = classes_of(student, classes, "joint_a_snn")
-    if not factors(student):
+    if not (kept := [m[-1] for m in student.modules() if isinstance(m, parametrize.ParametrizationList)]):
         factorise(student)
+    elif not all(isinstance(m, Factors) for m in kept):
+        raise SpecError(["joint_a_snn: kernels with gates have no factors for the ANN to share: leave out one"])
     branches = [Exit(channels, k, width, out, size, neuron) for (_, channels), k in zip(early, strides)]
     objective = JointASNN(branches, [*(tap for tap, _ in early), last], alpha, beta, tau, readout)
     passes = {"student": Pass(student, grad=True), "ann": Pass(twin(student), grad=True)}

@@ -171,6 +171,15 @@ def test_maps_of_other_size_are_refused_with_both_shapes_or_interpolated():
     assert BKD("s", "t", (3, 3), resize=True)(step_of(s, t)).isfinite()
 
 
+def test_tokens_and_vectors_that_do_not_fit_are_refused():
+    s, tokens = torch.rand(2, 2, 3, 4, 4), torch.rand(1, 2, 16, 3)
+    with pytest.raises(ValueError, match=r"\[2, 16, 3\] do not fit: choose a teacher tap that is a map .* or a vector"):
+        BKD("s", "t", (3, 3))(step_of(s, tokens))
+    for x in (s.flatten(3).mT, s.mean((-2, -1))):
+        with pytest.raises(ValueError, match=r"the student's 's' is .*: choose a map"):
+            BKD("s", "t", (3, 3))(step_of(x, torch.rand(1, 2, 3)))
+
+
 def test_mean_reduction_is_the_sum_divided_by_the_size_of_a_sample():
     a, b = torch.rand(3, 4, 5, 6), torch.rand(3, 4, 5, 6)
     torch.testing.assert_close(bkd_loss(a, b), bkd_loss(a, b, "mean") * 4 * 5 * 6)

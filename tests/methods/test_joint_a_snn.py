@@ -129,6 +129,16 @@ def test_factors_have_the_papers_shapes_and_give_the_kernel_back(bias):
         factorise(nn.Sequential(conv))
 
 
+def test_a_student_with_gates_is_refused_and_one_with_factors_taken():
+    for texts in (["unstructured_pruning"], ["factorise", "unstructured_pruning"]):
+        student = toy_student()
+        for text in texts:
+            transforms.apply(student, text, shape=[2, 8, 8])
+        with pytest.raises(SpecError, match="joint_a_snn: kernels with gates have no factors"):
+            joint_a_snn(student)
+    assert joint_a_snn(factorise(toy_student()))
+
+
 def test_kernel_in_loops():
     u, s, v = torch.rand(1, 2, 3, 2, dtype=D), torch.rand(1, 2, 2, dtype=D), torch.rand(1, 2, 2, 4, dtype=D)
     kernel = Factors()(u, s, v)
