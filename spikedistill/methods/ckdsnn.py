@@ -97,17 +97,23 @@ def nld_loss(s: Tensor, v: Tensor, draw: Tensor, tau: float, noise: float, prese
 
 
 class SAMD(nn.Module):
-    """`samd_loss` of spike counts with the teacher's map. Its keyword arguments are those of the function."""
+    """`samd_loss` of spike counts with the teacher's map. Its keyword arguments are those of the function.
 
-    def __init__(self, student: str, tap: str, teacher: nn.Module, resize: bool = False, **how):
+    spikes: refuse a student's tap that holds none, in evaluation and at the start of training: a look makes a GPU wait.
+    """
+
+    def __init__(self, student: str, tap: str, teacher: nn.Module, resize: bool = False, spikes: bool = False, **how):
         super().__init__()
-        self.s, self.t, self.resize, self.how = student, tap, resize, how
+        self.s, self.t, self.resize, self.spikes, self.how = student, tap, resize, spikes, how
         self.taps = {"student": [student], "teacher": [tap]}
         self.frozen = teacher, next((m for m in reversed([*teacher.modules()]) if isinstance(m, nn.Linear)), None)
         self.plain: bool | None = None  # whether plain CAM will do, known after the first look
 
     def forward(self, step: Step) -> Tensor:
-        student = wide(grid(step.student.taps[self.s])).sum((0, 2))
+        student = wide(grid(step.student.taps[self.s]))
+        if self.spikes and (step.progress == 0 or not self.training) and not (student == student.floor().relu()).all():
+            raise ValueError(f"ckdsnn: '{self.s}' of the student holds no spikes: name the map to be summed, tap=")
+        student = student.sum((0, 2))
         target = matched(self.target(step)[:, None], student[:, None], self.resize, "ckdsnn")[:, 0]
         return samd_loss(student, target, **self.how)
 
@@ -154,18 +160,21 @@ def ckdsnn(
 ) -> Plan:
     """Labels, the teacher's class activation map, and its logits compared with noisy ones.
 
-    tap, teacher_tap: maps to compare; empty for the last of each model.
+    tap, teacher_tap: maps to compare; empty for the last of each model, which has to hold spikes of the student. One
+    that is named is summed, whatever it holds.
     beta: weight of the map term.  gamma: weight of the logits term.
     map_temperature: of the softmax over pixels.  tau: temperature of the logits.
     noise: size of the noise in the logits, or its share of the mixture with official_code.
     resize: interpolate a teacher map of another height and width.
     preset: official_code for the authors' code, see above.
     """
+    spikes = not tap
     tap, _ = published(student, tap, "student")
     teacher_tap, _ = published(teacher, teacher_tap, "teacher")
     loss: Terms = {"ce": (1.0, CE())}
     if beta:
-        loss["samd"] = (beta, SAMD(tap, teacher_tap, teacher, resize, temperature=map_temperature, preset=preset))
+        how = dict(temperature=map_temperature, preset=preset)
+        loss["samd"] = (beta, SAMD(tap, teacher_tap, teacher, resize, spikes, **how))
     if gamma:
         loss["nld"] = (gamma, NLD(tau, noise, preset))
     return Plan({"student": Pass(student, grad=True), "teacher": Pass(teacher)}, loss)

@@ -57,7 +57,7 @@ def static2dvs(
     per_step: labels at every step; False compares the time mean, and the weights then serve the alignment only.
     lam: share of the mean-square term of the labels.  phi: what it draws the logits to, the authors' firing threshold.
     steps: time steps of the events, None for those of the student.
-    feature: tap to align; empty for the potentials of the last spiking layer, "stage3.0.neuron" takes spikes.
+    feature: tap to align; empty for the potentials of the last neurons of the last map, "stage3.0.neuron" takes spikes.
     tap: map under the static head; empty for the last one.  grid: height and width to which that head averages it.
     shared_head: classify static images with the student's own head.
     classes: None for the outputs of the student's last linear layer.

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from spikedistill import models
 from spikedistill.core.fit import Stage, Trainee
 from spikedistill.core.output import Output, rate
 from spikedistill.core.step import Step
@@ -265,6 +266,21 @@ def test_plain_cam_only_of_a_teacher_that_is_linear_in_the_mean(square):
     assert Trainee(Stage([batch], **vars(plan)))(batch, 0.0)[0].isfinite()
     with pytest.raises(ValueError, match=r"\[4, 1, 4, 4\].*\[4, 1, 6, 6\].*resize"):
         Trainee(Stage([batch], **vars(ckdsnn(toy_student(), teacher))))(batch, 0.0)
+
+
+def test_only_a_map_that_is_named_may_hold_other_things_than_spikes():
+    membranes = models.build("spike_driven(dim=8, pools=(4,))", classes=4, channels=2, steps=2)
+    how = dict(gamma=0.0, resize=True)
+    for student in (membranes, toy_teacher()):
+        trainee = Trainee(Stage([toy_batch()], **vars(ckdsnn(student, toy_teacher(), **how))))
+        for again in (trainee, trainee.eval()):
+            with pytest.raises(ValueError, match="of the student holds no spikes: name the map to be summed"):
+                again(toy_batch(), 0.0)
+        last = [*student.dims][-1]
+        named = Trainee(Stage([toy_batch()], **vars(ckdsnn(student, toy_teacher(), tap=last, **how))))
+        assert named(toy_batch(), 0.0)[0].isfinite()
+    summed = models.build("sew_resnet18(stem=cifar, width=4)", classes=4, channels=2, steps=2)
+    assert Trainee(Stage([toy_batch()], **vars(ckdsnn(summed, toy_teacher(), **how))))(toy_batch(), 0.0)[0].isfinite()
 
 
 def test_builder():

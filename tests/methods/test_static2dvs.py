@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from spikedistill import models
 from spikedistill.core.fit import Stage, Trainee
 from spikedistill.core.output import Output
 from spikedistill.core.step import Step
@@ -238,6 +239,13 @@ def test_potentials_of_the_last_spiking_layer():
     assert potential(student, "", "x") == "stage2.1.neuron.v" and potential(student, "stage1", "x") == "stage1"
     assert potential(small(head="spiking"), "", "x") == "stage3.1.neuron.v"
     assert potential(vggsnn(size=16, widths=((4,), (4, 4))), "", "x") == "stage2.1.neuron.v"
+    for name, last in (
+        ("resnet19(stem_width=2, width=2)", "stage3.1.neuron"),  # not that of the hidden linear layer
+        ("plif_net(size=4, width=2, hidden=2)", "stage2.2.neuron"),
+        ("ms_resnet18(width=2)", "neuron"),
+        ("spike_driven(depth=1, dim=8)", "stage1.0.mlp.1.neuron"),  # the one after the mean reads no map
+    ):
+        assert potential(models.build(name), "", "x") == f"{last}.v"
     with pytest.raises(TapError, match="no spiking neurons"):
         static2dvs(toy_teacher())
     align = static2dvs(student).loss["static2dvs_align"][1]
