@@ -165,9 +165,11 @@ def idle(who: str, why: str, **given: bool) -> None:
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace the submodule of this name, in the mode of the model."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module.train(model.training))
+    """Replace the submodule of this name, in the mode of the model, and under every other name that it has there."""
+    old = model.get_submodule(name)
+    for parent in [*model.modules()]:
+        parent._modules.update({leaf: module for leaf, child in parent._modules.items() if child is old})
+    module.train(model.training)
 
 
 def record(model: nn.Module, text: str) -> None:

@@ -53,7 +53,9 @@ def foldable(model: nn.Module) -> bool:
 
 def _fold(module: nn.Module, training: bool) -> int:
     count = 0
-    for name, child in [*module.named_children()]:
+    for name, child in [*module._modules.items()]:  # named_children leaves out what has two names
+        if child is None:
+            continue
         if hasattr(child, "merged"):
             setattr(module, name, cast(Any, child).merged().train(training))
             count += 1

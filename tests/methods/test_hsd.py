@@ -25,8 +25,10 @@ from spikedistill.methods.hsd import (
     hsd_step1,
     quantised,
 )
+from spikedistill.methods.joint_a_snn import twin
 from spikedistill.models.small import small
 from spikedistill.models.vggsnn import vggsnn
+from spikedistill.neurons import IF
 from spikedistill.spec import SpecError
 from tests.methods.toy import toy_batch, toy_student
 
@@ -182,6 +184,17 @@ def test_a_converted_layer_answers_as_its_ann_over_as_many_steps_as_levels():
     a, b = infer(teacher, x, taps=["stem.neuron"]), infer(student, x, 3, taps=["stem.neuron"])
     torch.testing.assert_close(b.taps["stem.neuron"].mean(0), a.taps["stem.neuron"][0])
     assert b.logits.shape == (3, 8, 4)
+
+
+def test_an_activation_of_two_names_is_replaced_under_both():
+    act = nn.ReLU()
+    model = hsd_quantise(nn.Sequential(nn.Conv2d(2, 3, 3), act, nn.Sequential(act, nn.Conv2d(3, 3, 1), act)))
+    assert model[1] is model[2][0] is model[2][2] and isinstance(model[1], Quantised)
+    hsd_convert(model)
+    assert model[1] is model[2][0] is model[2][2] and isinstance(model[1], Integrate)
+    neuron = IF()
+    ann = twin(nn.Sequential(neuron, nn.Conv2d(2, 2, 1), neuron))
+    assert not [m for m in ann.modules() if isinstance(m, IF)]
 
 
 def test_what_does_not_fit_is_refused():

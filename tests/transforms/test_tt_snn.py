@@ -243,6 +243,19 @@ def test_estimated_rank_is_clamped_and_falls_back_to_the_inputs():
     assert estimated_rank(low.view(64, 64, 3, 3) + noise) == 20
 
 
+def test_a_convolution_of_two_names_is_rewritten_and_merged_under_both():
+    conv = Conv2d(4, 4, 3, 1, 1)
+    model = rewritten(nn.Sequential(Conv2d(4, 4, 3, 1, 1), conv, nn.Sequential(conv)), rank=2)
+    assert model[1] is model[2][0] and isinstance(model[1], TTConv2d)
+    x = spikes(2, 6, 6).float()
+    before = model(x)
+    merge(model)
+    torch.testing.assert_close(model(x), before)
+    assert not [m for m in model.modules() if isinstance(m, TTConv2d)]
+    twice = merge(nn.Sequential(layer("parallel"), nn.Sequential(*[layer("parallel", channels=(5, 5))] * 2)))
+    assert not [m for m in twice.modules() if isinstance(m, TTConv2d)]
+
+
 def test_mode_and_device_of_the_model_are_kept():
     model = rewritten(toy_student().double().eval(), rank=2)
     assert not model.stage2[1].conv.training and model.stage2[1].conv.w2.weight.dtype == D
