@@ -146,9 +146,10 @@ def classes_of(model: nn.Module, classes: int | None, who: str) -> int:
 
 
 def potential(model: nn.Module, tap: str, who: str) -> str:
-    """`tap`, or where it is empty the membrane potentials of the last spiking layer before the classifier.
+    """`tap`, or where it is empty the membrane potentials of the last neurons of the last map in `dims`.
 
-    Raises TapError, beginning with `who`, where the model has no spiking neurons.
+    Neurons between that map and the classifier are not meant (a hidden linear layer, a spiking readout), save where the
+    map has none of its own: then the model's last. Raises TapError, beginning with `who`, where there are none at all.
     """
     neurons = [name for name, m in model.named_modules() if isinstance(m, Neuron)]
     last = next(reversed(getattr(model, "dims", {})), "")

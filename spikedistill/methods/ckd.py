@@ -28,7 +28,7 @@ from spikedistill.core.plan import Plan
 from spikedistill.core.schedule import Schedule, power
 from spikedistill.core.step import Pass, Step
 from spikedistill.core.taps import published
-from spikedistill.functional import classes_of, potential, replace_source
+from spikedistill.functional import classes_of, idle, potential, replace_source, wide
 from spikedistill.objectives import Alignment, Head, StepLabels, StepWeights
 from spikedistill.spec import Count, NonNegative, Positive, Share, SpecError
 
@@ -46,7 +46,7 @@ def guidance_loss(
     student: Tensor, teacher: Tensor, tau: float = 2.0, keep: Tensor | None = None, divergence: Divergence = "kl"
 ) -> Tensor:  # [T, B, C], [B, C], [B] -> []
     """tau^2 KL, or the mean square difference of logits, averaged over T and over the samples to `keep`."""
-    teacher = teacher.detach().expand_as(student)
+    student, teacher = wide(student), wide(teacher.detach()).expand_as(student)
     if divergence == "mse":
         each = (student - teacher).square().mean((0, 2))
     else:
@@ -117,12 +117,15 @@ def ckd(
     regularise: learned weights of the time steps; False has 1 everywhere.
     lam: share of the mean-square term of the labels.  phi: what it draws the logits to.
     steps: time steps of the events, None for those of the student.
-    feature: tap to align; empty for the potentials of the last spiking layer.
+    feature: tap to align; empty for the potentials of the last neurons of the last map.
     tap: map under the head of the hybrid stream; empty for the last one.
     grid: height and width to which that head averages it.
     shared_head: classify the hybrid stream with the student's own head.
     classes: None for the outputs of the student's last linear layer.
     """
+    how = dict(on=on != 0.41, off=off != 0.58, steepness=steepness != 60.0)
+    idle("ckd", f"with phases='{phases}'", **{k: v and phases != "logistic" for k, v in how.items()})
+    idle("ckd", "with phases='constant'", middle=phases == "constant" and middle != 0.5)
     curve = {"logistic": phase(on, off, middle, steepness), "step": phase(middle, middle), "constant": lambda p: 1.0}
     chance, w = power(exponent), curve[phases]
     feature = potential(student, feature, "ckd")

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan
 from spikedistill.core.step import Pass, Step
-from spikedistill.functional import kd_loss, mean_square, wide
+from spikedistill.functional import idle, kd_loss, mean_square, wide
 from spikedistill.objectives import CE, KD
 from spikedistill.spec import Count, NonNegative, Positive, Share
 
@@ -145,6 +145,8 @@ def distilling_spikes(
     if signal == "potential":
         if full or sliding or per_window or task == "mse":
             raise ValueError("distilling_spikes: full, sliding, per_window and task='mse' need signal='spikes'")
+        how = dict(window=bool(window), stride=stride != 1, reduction=reduction != "mean", scale=bool(scale))
+        idle("distilling_spikes", "with signal='potential'", **how)
         return Plan(passes, {"ce": (1 - alpha, CE()), "kd": (alpha * soft, KD(tau))})
     softened = Spikes(soft_loss, tau=tau, per_window=per_window, window=window, stride=stride)
     windowed = Spikes(window_loss, scale, window=window, stride=stride, reduction=reduction)

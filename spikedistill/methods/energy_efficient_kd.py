@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan
 from spikedistill.core.step import Pass, Step
-from spikedistill.functional import wide
+from spikedistill.functional import idle, wide
 from spikedistill.neurons import Neuron
 from spikedistill.objectives import CE
 from spikedistill.spec import NonNegative, Positive, Share, SpecError
@@ -40,8 +40,8 @@ def two_temperature_loss(
 ) -> Tensor:  # [B, C], [B, C] -> []
     """c KL of softened teacher and student, each by its own temperature; the teacher gets no gradient."""
     c = {"product": tau_teacher * tau_student, "student_squared": tau_student**2, "student": tau_student}[scale]
-    log_s = F.log_softmax(student / tau_student, -1)
-    log_t = F.log_softmax(teacher.detach() / tau_teacher, -1)
+    log_s = F.log_softmax(wide(student) / tau_student, -1)
+    log_t = F.log_softmax(wide(teacher.detach()) / tau_teacher, -1)
     return c * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
@@ -106,6 +106,7 @@ def energy_efficient_kd(
     ce_temperature: divides the student's logits in the label term.
     spikes: weight of the share of neurons that fire, 0 leaves it out.  squared: penalise its square.
     """
+    idle("energy_efficient_kd", "with spikes=0", squared=squared and not spikes)
     if tau_student > tau_teacher:
         text = "energy_efficient_kd: tau_student > tau_teacher asks for larger outputs, not fewer spikes"
         warnings.warn(text, stacklevel=2)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan
 from spikedistill.core.step import Pass, Step
-from spikedistill.functional import matched, paired, wide
+from spikedistill.functional import idle, matched, paired, wide
 from spikedistill.objectives import CE, KD
 from spikedistill.spec import Count, NonNegative, Positive
 
@@ -110,6 +110,7 @@ def lasnn(
     soft: weight of the teacher's softened outputs, 0 leaves them out.  tau: their temperature.
     resize: interpolate a teacher map of another height and width.
     """
+    idle("lasnn", f"with variant='{variant}'", power=variant == "mse" and power != 2)
     ours, theirs, dims = paired(student, teacher, taps, teacher_taps, "lasnn")
     loss: dict = {"ce": (1.0, CE())}
     if weight is None:

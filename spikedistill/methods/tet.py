@@ -12,19 +12,20 @@ from torch import Tensor, nn
 
 from spikedistill.core.plan import Plan, Terms
 from spikedistill.core.step import Pass, Step
+from spikedistill.functional import wide
 from spikedistill.objectives import CE, PerStep
 from spikedistill.spec import Share
 
 
 def tet_loss(z: Tensor, y: Tensor, lam: float = 0.05, phi: float = 1.0) -> Tensor:  # [T, B, C], [B] -> []
     """The loss of the paper as one number."""
-    per_step = F.cross_entropy(z.flatten(0, 1), y.repeat(len(z)))
+    per_step = F.cross_entropy(wide(z).flatten(0, 1), y.repeat(len(z)))
     return (1 - lam) * per_step + lam * spread(z, phi) if lam else per_step
 
 
 def spread(z: Tensor, phi: float) -> Tensor:  # [T, B, C] -> []
     """Mean square distance of all logits to phi."""
-    return (z - phi).square().mean()
+    return (wide(z) - phi).square().mean()
 
 
 class Spread(nn.Module):
