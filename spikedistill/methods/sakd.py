@@ -43,18 +43,19 @@ Init = Literal["same", "matching", "no"]
 def start_from(student: nn.Module, teacher: nn.Module, init: Init = "same") -> list[str]:
     """Level 1: copy the teacher's tensors into those of the same name and shape. Returns their names.
 
-    Raises SpecError where one does not fit ("same") or none does ("matching").
+    Raises SpecError where one does not fit ("same") or no weight of a layer does ("matching").
     """
     mine, given = student.state_dict(), teacher.state_dict()
     fits = [name for name, x in given.items() if name in mine and mine[name].shape == x.shape]
     wrong = next((name for name in given if name not in fits), None)
-    if (init == "same" and wrong) or not fits:
+    weights = {name for name, p in teacher.named_parameters() if p.ndim > 1} & {*fits}
+    if (init == "same" and wrong) or not weights:
         module, _, attribute = str(wrong).rpartition(".")
         if wrong not in mine and hasattr(dict(student.named_modules()).get(module), attribute):
             how = "if a method did that, as joint_a_snn does, name sakd before it"
             raise SpecError([f"sakd.init: the student's {wrong} was rewritten before: {how}"])
         there = f"{list(mine[wrong].shape)}, not {list(given[wrong].shape)}" if wrong in mine else "missing"
-        rest = "init='no' starts from the student's own weights" + (", 'matching' copies what fits" if fits else "")
+        rest = "init='no' starts from the student's own weights" + (", 'matching' copies what fits" if weights else "")
         raise SpecError(
             [f"sakd.init: the teacher is of another architecture: {wrong} of the student is {there}; {rest}"]
         )

@@ -141,6 +141,15 @@ def test_level_1_refuses_another_architecture_or_copies_what_fits():
             start_from(student, nn.Sequential(nn.Linear(2, 2)), init)
 
 
+def test_matching_counters_and_biases_are_no_match():
+    student, teacher = toy_student(), twin()
+    for spiking in (teacher.stem, teacher.stage2[1]):
+        spiking.conv = nn.Identity()
+    teacher.head.weight = nn.Parameter(torch.zeros(4, 9))
+    with pytest.raises(SpecError, match=r"head.weight of the student is \[4, 6\], not \[4, 9\]; init='no' [^,]*$"):
+        start_from(student, teacher, "matching")
+
+
 def test_early_weight_by_epochs():
     schedule = early_then(10 / 120)
     updates = 7
