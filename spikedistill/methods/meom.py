@@ -15,7 +15,7 @@ cross-entropy to the later running mean. Ours: rho, lam, tau, tau' = tau, tau^2 
 to the target of TPD, masks on single elements of the last map. KL and H are summed over classes and averaged over
 steps and batch; H does not vanish where the steps agree, it is then the entropy. lam = 0 is `full_range_kd` without its
 self term. The masks are a function of `seed`, the step and the shape of f, so equal in every process and after loading.
-The teacher runs once up to f and T + 1 times from there.
+The teacher runs once up to f and T + 1 times from there, in every step: these views are not cached.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan, Terms
 from spikedistill.core.step import Pass, Step
-from spikedistill.core.taps import call, eval_mode, published
+from spikedistill.core.taps import call, eval_mode, published, time_first
 from spikedistill.functional import kd_per_step, soft_cross_entropy
 from spikedistill.objectives import CE, PerStep
 from spikedistill.spec import NonNegative, Positive, Share
@@ -59,7 +59,9 @@ def views(teacher: nn.Module, x: Tensor, tap: str, masks: Callable[[Tensor], Ten
     batch = x.shape[1] if x.ndim == 5 else len(x)
 
     def mask(_module: nn.Module, _args: object, out: Tensor) -> Tensor:
-        axis = 0 if out.ndim < 5 and len(out) == batch else 1  # of the batch: [B, ...] or [T, B, ...]
+        untimed = out.ndim < 5 and len(out) == batch  # all there is to go by where nobody says T
+        steps = len(x) if x.ndim == 5 else getattr(teacher, "steps", 1 if untimed else len(out))
+        axis = 1 if time_first(out, steps, batch, tap) is out else 0  # of the batch: [T, B, ...] or [B, ...]
         if out.shape[axis] != batch:
             raise ValueError(f"meom: the teacher's '{tap}' is {list(out.shape)}, which has no axis for {batch} samples")
         m = masks(out.select(axis, 0)[0] if axis else out[0])

@@ -49,6 +49,8 @@ def tmpd_in_loops(z, seen, lam, tau):
 class Tiny(nn.Module):
     """A teacher whose tap is a vector: h is one linear layer. With time: [T, B, D] instead of [B, D]."""
 
+    steps: int
+
     def __init__(self, weight, time=1):
         super().__init__()
         self.body, self.time, self.dims = nn.Identity(), time, {"body": weight.shape[1]}
@@ -130,8 +132,20 @@ def test_a_tap_without_the_batch_is_refused():
         def forward(self, x):
             return super().forward(self.body(x.repeat(2, 1))[: len(x)])
 
-    with pytest.raises(ValueError, match=r"'body' is \[6, 2\]"):
-        views(Merged(torch.randn(3, 2, dtype=D)), torch.randn(3, 2, dtype=D), "body", lambda f: f.new_ones(1, 2))
+    teacher, merged = Merged(torch.randn(3, 2, dtype=D)), Merged(torch.randn(3, 2, dtype=D))
+    merged.steps = 2
+    for model, text in ((teacher, r"'body' has shape \[6, 2\]"), (merged, r"'body' is \[6, 2\]")):
+        with pytest.raises(ValueError, match=text):
+            views(model, torch.randn(3, 2, dtype=D), "body", lambda f: f.new_ones(1, 2))
+
+
+def test_as_many_steps_as_samples_are_told_apart():
+    teacher, x = Tiny(torch.randn(3, 2, dtype=D), time=4), torch.randn(4, 2, dtype=D)
+    teacher.steps, mask = 4, torch.tensor([[True, False]])
+    seen = views(teacher, x, "body", lambda f: mask)
+    assert seen.shape == (2, 4, 3)
+    for b in range(4):
+        torch.testing.assert_close(seen[:, b : b + 1], views(teacher, x[b : b + 1], "body", lambda f: mask))
 
 
 def test_the_teacher_stays_as_it_was():
