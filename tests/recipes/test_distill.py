@@ -247,6 +247,17 @@ def test_the_rehearsal_prepares_its_batch_and_finds_heads_that_do_not_spike():
     with pytest.raises(SpecError, match=r"spikes_soft.*outputs of the student are not spikes"):
         rehearse(Stage([], **vars(distilling_spikes(toy_student(), toy_teacher()))), toy_batch(2))
 
+    class NoSteps(torch.nn.Module):
+        def forward(self, x):
+            return model(x)
+
+    for alone, where in ((dict(alpha=0), "method: a model"), (dict(beta=0, steps=None), "term 'tssd_time'")):
+        model, own = toy_student(), NoSteps()
+        own.steps, own.dims, own.model = 3, {"model.stage1": 5}, model
+        plan = tssd(own, **dict(steps=3, classes=4) | alone)
+        with pytest.raises(SpecError, match=f"{where}.*unexpected keyword argument 'steps'"):
+            rehearse(Stage([], **vars(plan)), toy_batch(2))
+
 
 def test_unknown_tap_lists_the_valid_ones(pictures, teacher, tmp_path):
     how = dict(data=pictures, student=STUDENT, teacher=teacher, methods="bkd", progress=False)

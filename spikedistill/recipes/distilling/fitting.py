@@ -11,7 +11,7 @@ from spikedistill import models
 from spikedistill.core.fit import Passes, Stage, Trainee
 from spikedistill.core.plan import MergeError, Prepare
 from spikedistill.core.step import Batch, Step
-from spikedistill.core.taps import TapError, call, eval_mode
+from spikedistill.core.taps import call, eval_mode
 from spikedistill.spec import SpecError
 
 
@@ -61,11 +61,14 @@ def rehearse(stage: Stage, batch: dict[str, torch.Tensor]) -> None:
             batch = trainee.prepare(batch, 0.5)
         except ValueError as error:
             raise SpecError([f"{'method' if isinstance(error, MergeError) else 'data'}: {error}"]) from None
-        step = Step(batch, Passes(trainee, batch), 0.5)
+        try:
+            step = Step(batch, Passes(trainee, batch), 0.5)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise SpecError([f"method: a model that it trains does not run as it asks: {error}"]) from None
         for name, (_, objective) in trainee.loss.items():
             try:
                 objective(step)
-            except (RuntimeError, ValueError, TapError) as error:
+            except (RuntimeError, ValueError, TypeError) as error:
                 raise SpecError([f"term '{name}': {error}"]) from None
 
 
