@@ -26,7 +26,9 @@ class CE(nn.Module):
         return F.cross_entropy(z, step.batch["y"], label_smoothing=self.label_smoothing)
 
     def extra_repr(self) -> str:
-        return f"label_smoothing={self.label_smoothing}" if self.label_smoothing else ""
+        usual = {"student": "student", "label_smoothing": 0.0, "counts": False}
+        values = zip(usual.items(), (self.s, self.label_smoothing, self.counts))
+        return ", ".join(f"{name}={value}" for (name, default), value in values if value != default)
 
 
 class KD(nn.Module):
@@ -52,6 +54,9 @@ class KDPerStep(nn.Module):
 
     def forward(self, step: Step) -> Tensor:
         return kd_per_step(step.student.logits, rate(step.teacher.logits), self.tau)
+
+    def extra_repr(self) -> str:
+        return f"tau={self.tau}"
 
 
 class PerStep(nn.Module):

@@ -41,7 +41,8 @@ def merge(*plans: Plan) -> Plan:
     A pass or term that two plans share by name must mean the same in both. Only the size of a loss is free: where the
     terms they share (labels, mostly) have other weights in the later plan, all of it is scaled until these agree, so
     each method keeps its own balance: kd(ce=0.1, weight=0.9) beside labels of weight 1 adds 9 x KD. A term of weight 0
-    is taken from the other plan. Raises MergeError naming the pass or term otherwise.
+    is taken from the other plan. Terms of other names are other terms, labels too: those of kd ("ce") and of tet
+    ("ce_per_step") add up. Raises MergeError naming the pass or term otherwise.
     """
     first, *rest = plans
     for plan in rest:

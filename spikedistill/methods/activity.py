@@ -16,7 +16,7 @@ their sum is w C here. With w_l = N_l / sum_j N_j and p = 1, L_act is the networ
 a weight w on spikes per sample is w T sum_j N_j of it. On spikes, p = 1 and 2 have one value and two gradients: 1 for
 every neuron, or 2 s, which is none for the silent ones. A penalty on every step is one on the variance over time too:
 mean_t z[t]^2 = z^2 + var_t. Distillation bounds the logits already, so start `logits` ten times smaller with it.
-Neurons of the readout, whose output is the logits, are left out of L_act.
+Neurons whose output is the logits are left out of L_act; those of a readout that is averaged afterwards are in it.
 """
 
 from typing import Literal

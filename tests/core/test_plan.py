@@ -10,7 +10,7 @@ from spikedistill.core.plan import MergeError, Plan, merge, same, unchanged
 from spikedistill.core.step import Pass, Step
 from spikedistill.core.taps import TapError, call, check_taps, eval_mode, infer, published
 from spikedistill.methods import bkd, ce, kd, tet
-from spikedistill.objectives import CE, KD, PerStep
+from spikedistill.objectives import CE, KD, KDPerStep, PerStep
 from tests.methods.toy import toy_batch, toy_student, toy_teacher
 
 
@@ -30,6 +30,12 @@ def test_one_name_with_two_meanings_is_an_error_that_names_it():
         merge(kd(student, teacher), kd(student, teacher, ce=0.1, weight=0.9))
     with pytest.raises(MergeError, match=r"1 x CE\(label_smoothing=0.1\) and 1 x CE\(\)"):
         merge(Plan({}, {"ce": (1.0, CE(label_smoothing=0.1))}), ce(student))
+    other = Plan(ce(student).passes, {"ce": (1.0, CE("long", counts=True))})
+    with pytest.raises(MergeError, match=r"1 x CE\(\) and 1 x CE\(student=long, counts=True\)"):
+        merge(ce(student), other)
+    both = merge(ce(student), Plan(tet(student).passes, {"k": (1.0, KDPerStep(2.0))}))
+    with pytest.raises(MergeError, match=r"1 x KDPerStep\(tau=2.0\) and 1 x KDPerStep\(tau=3.0\)"):
+        merge(both, Plan(tet(student).passes, {"k": (1.0, KDPerStep(3.0))}))
     with pytest.raises(MergeError, match="term 'kd' means two things: a schedule x"):
         merge(Plan({}, {"kd": (schedule.linear(1, 0), KD())}), Plan({}, {"kd": (2.0, KD())}))
     with pytest.raises(MergeError, match="pass 'teacher' means two things"):
