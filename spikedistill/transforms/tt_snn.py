@@ -13,9 +13,9 @@ r (I + O) + 6 r^2 parameters instead of 9 I O. `merge` gives the plain convoluti
 
 Reference: Lee, Yin, Kim, Moitra, Li, Panda, DATE 2024, https://arxiv.org/abs/2401.08001. Ranks: see `vbmf`.
 Evidence: code
-Differs from the authors' code: `half` works for any T and for a schedule of your own; estimated ranks are clamped, as
-an untrained kernel is noise and has rank 0; a bias is kept, in w4; the pool after a layer of stride 2 rounds up, so
-shapes stay what they were. A layer that meets an input with T = 1 runs once, as its first step does.
+Differs from the authors' code: `half` works for any T and for a schedule of your own; estimated ranks are at least 8
+and a tenth of the channels, for a kernel of noise has rank 0; a bias is kept, in w4; the pool after a layer of stride 2
+rounds up, so shapes stay what they were. A layer that meets an input with T = 1 runs once, as its first step does.
 """
 
 from collections.abc import Callable, Sequence
@@ -166,7 +166,10 @@ def ranks(convs: Sequence[nn.Conv2d], rank: Rank) -> list[int]:
     """One rank a layer, at most its smaller number of channels."""
     least = [min(conv.weight.shape[:2]) for conv in convs]
     if rank == "vbmf":
-        return [estimated_rank(conv.weight.detach()) for conv in convs]
+        found = [estimated_rank(conv.weight.detach()) for conv in convs]
+        if not any(found):
+            raise SpecError(["tt_snn.rank: vbmf finds noise alone, the weights are not trained: give a number, rank=8"])
+        return [min(max(r, 8, round(0.1 * n)), n) for r, n in zip(found, least)]  # the lower bounds are ours
     if isinstance(rank, Sequence):
         if len(rank) != len(convs):
             raise SpecError([f"tt_snn.rank: {len(rank)} ranks for {len(convs)} layers; give one rank, or one a layer"])
@@ -187,7 +190,7 @@ def tt_snn(
     """Rewrite the 3x3 convolutions of a model, in place, as tensor-train layers under the same names.
 
     rank: of all layers, at most their channels; a share of the channels (0.25); a list, one a layer; or vbmf, which
-    estimates it from trained weights.
+    estimates it from trained weights and refuses those that were only drawn.
     mode: sequential, parallel, or half, which drops the middle cores in late steps.
     where: pattern(s) on the names of layers, such as 'stage3*'; empty for all but the first convolution.
     downsample: what replaces a stride of 2, a max pool after the cores as in the code, or strided cores.

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from spikedistill import models, optim, runs, transforms
 from spikedistill.core.fit import Stage, fit
@@ -19,7 +20,7 @@ SHAPE = [2, 8, 8]
 TEXTS = [
     "tt_snn(rank=2, mode=sequential)",
     "tt_snn(rank=2, mode=half, where='*', schedule=(True, False, False))",
-    "tt_snn(where=['stage2*'])",
+    "tt_snn(where=['stage2*'], rank=0.9)",
     "unstructured_pruning(mean=0.1, std=0.2, search=0.5, weight=1e-6, stem=True)",
     "factorise",
 ]
@@ -76,7 +77,9 @@ def test_saved_and_loaded_before_and_after_merging(text, tmp_path):
 
 
 def test_an_estimated_rank_is_written_down_as_a_number():
-    model: Any = transforms.apply(student(), "tt_snn(rank=vbmf)")
+    model: Any = student()
+    nn.init.constant_(model.stage2[1].conv.weight, 1.0)  # rank 1, clamped
+    transforms.apply(model, "tt_snn(rank=vbmf)")
     assert model.spec["transforms"] == [
         "tt_snn(rank=[5], mode='parallel', where=['stage2.1.conv'], downsample='maxpool', schedule=[])"
     ]

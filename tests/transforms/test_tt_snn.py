@@ -13,7 +13,7 @@ from spikedistill import models
 from spikedistill.core.taps import infer
 from spikedistill.models.layers import Conv2d
 from spikedistill.spec import SpecError
-from spikedistill.transforms.tt_snn import HalfConv2d, TTConv2d, full_steps, merge, tt_snn
+from spikedistill.transforms.tt_snn import HalfConv2d, TTConv2d, full_steps, merge, ranks, tt_snn
 from spikedistill.transforms.vbmf import estimated_rank, evb_rank
 from tests.methods.toy import toy_batch, toy_student
 from tests.transforms.awake import awake
@@ -203,8 +203,8 @@ def test_a_rewrite_that_would_change_nothing_is_an_error():
         tt_snn(toy_student(), init="svd", mode="half")
 
 
-@pytest.mark.parametrize("rank, expected", [(3, 3), (99, 5), (0.4, 2), (0.01, 1), (1.0, 5), ([4], 4), ("vbmf", 5)])
-def test_rank_as_number_share_list_or_estimate(rank, expected):
+@pytest.mark.parametrize("rank, expected", [(3, 3), (99, 5), (0.4, 2), (0.01, 1), (1.0, 5), ([4], 4)])
+def test_rank_as_number_share_or_list(rank, expected):
     assert rewritten(toy_student(), rank=rank).stage2[1].conv.w2.out_channels == expected
 
 
@@ -233,14 +233,20 @@ def test_evb_rank():
     assert evb_rank(torch.zeros(4, 9)) == 0
 
 
-def test_estimated_rank_is_clamped_and_falls_back_to_the_inputs():
+def test_estimated_ranks_are_clamped_and_noise_alone_is_refused():
     g = torch.Generator().manual_seed(0)
-    assert estimated_rank(torch.randn(100, 120, 3, 3, generator=g)) == 10
-    assert estimated_rank(torch.randn(64, 64, 3, 3, generator=g)) == 8
-    assert estimated_rank(torch.randn(5, 6, 3, 3, generator=g)) == 5
+    shapes = ((100, 120), (64, 64), (5, 6), (64, 64))
+    convs = [Conv2d(i, o, 3, 1, 1) for o, i in shapes]
+    for conv in convs:
+        conv.weight = nn.Parameter(torch.randn(conv.weight.shape, generator=g))
+    assert [estimated_rank(conv.weight) for conv in convs[:2]] == [0, 0]
+    with pytest.raises(SpecError, match="vbmf finds noise alone, the weights are not trained: give a number"):
+        tt_snn(nn.Sequential(*convs[:2]))
     low = torch.einsum("or,rn->on", torch.randn(64, 20, generator=g), torch.randn(20, 64 * 9, generator=g))
     noise = 0.1 * torch.randn(64, 64, 3, 3, generator=g)
     assert estimated_rank(low.view(64, 64, 3, 3) + noise) == 20
+    convs[3].weight = nn.Parameter(low.view(64, 64, 3, 3) + noise)
+    assert ranks(convs, "vbmf") == [10, 8, 5, 20]
 
 
 def test_a_convolution_of_two_names_is_rewritten_and_merged_under_both():
