@@ -237,8 +237,8 @@ def check(c: Config, given: Iterable[str] = ()) -> tuple[list[tuple[str, dict[st
     if "teacher" not in given:
         mistakes += [f"teacher: {m}" for m in check_teacher(c.teacher, [name for name, _ in chosen])]
     for text in c.transform:
-        mistakes += [f"transform: {m}" for m in transforms.check(text, ["shape"], c.select)]
-    mistakes += [f"optimizer: {m}" for m in optim.check(c.optimizer, c.select, c.ema)]
+        mistakes += [f"transform: {m}" for m in transforms.check(text, ["shape"], c.select, c.ema)]
+    mistakes += [f"optimizer: {m}" for m in optim.check(c.optimizer, c.select, c.ema, [*c.transform, *c.method])]
     try:
         data_sets.parse("none" if c.augment == "default" else c.augment)
     except ValueError as error:
