@@ -181,7 +181,7 @@ TRAINING: list[tuple[str, Callable[[Row], str]]] = [
     ("method", lambda r: r["name"]),
     ("CPU s", lambda r: number(r.get("cpu_seconds"), "{:.0f}")),
     ("train s", lambda r: number(r["seconds"], "{:.0f}")),
-    ("peak MB", lambda r: number(r["peak_memory_bytes"] / 1e6, "{:.0f}")),
+    ("peak MB", lambda r: number(r["peak_memory_bytes"] and r["peak_memory_bytes"] / 1e6, "{:.0f}")),
     ("trained", lambda r: number(r.get("trained"), "{:,}")),
     ("extra", lambda r: f"{r['training_only']:,}"),
     ("teacher", lambda r: number(r["teacher_calls"], "{:.3g}")),

@@ -12,7 +12,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
+
+import torch
 
 from spikedistill import runs
 from spikedistill.recipes import distill
@@ -61,23 +64,33 @@ def claim(path: Path) -> Iterator[int | None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_CREAT | os.O_RDWR)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = True
-    except OSError:
-        held = False
-    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            held = False
+        except OSError as error:
+            why = f"its file system locks no files ({error.strerror})"
+            raise SpecError([f"out: '{path.parent}' cannot be shared: {why}: choose another --out"]) from None
         yield file if held else None
     finally:
         os.close(file)
 
 
 class Crew:
-    """Runs jobs, `c.jobs` side by side (0: in this process), and shows how far they are. c: jobs, out, progress."""
+    """Runs jobs, `c.jobs` side by side (0: in this process), and shows how far they are.
+
+    c: jobs, out, progress, accelerator, devices.
+    """
 
     def __init__(self, c: Any):
         self.c, self.locks = c, Path(c.out) / "locks"
         self.pool = ThreadPoolExecutor(max(1, c.jobs))
         self.children: set[subprocess.Popen] = set()
+        self.gpus = gpus(c)
+        self.slots: SimpleQueue[int] = SimpleQueue()  # of the processes that run side by side
+        for slot in range(c.jobs):
+            self.slots.put(slot)
         self.stopped = False
 
     def __enter__(self) -> "Crew":
@@ -143,24 +156,49 @@ class Crew:
         if not self.c.jobs:
             try:
                 distill.run(distill.Config.model_validate(job.settings))
-            except (SpecError, RuntimeError) as error:
-                return str(error)
+            except Exception as error:
+                return str(error) or type(error).__name__
+            result = runs.read_json(job.folder / "result.json")
+            if result["device"] == "cpu":  # this process has held the runs before it, too
+                runs.write_json(job.folder / "result.json", result | {"peak_memory_bytes": None})
             return None
-        threads = str(max(1, (os.cpu_count() or 1) // self.c.jobs))
         command = [sys.executable, "-m", "spikedistill.cli", "distill", "--config", str(file)]
-        with (job.folder.parent / f"{job.name}.log").open("w") as log:
-            environment = {"OMP_NUM_THREADS": threads} | os.environ
-            child = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=(lock,), env=environment)
-            self.children.add(child)
-            code = child.wait()
-            self.children.discard(child)
+        environment = {"OMP_NUM_THREADS": str(max(1, processors() // self.c.jobs))} | os.environ
+        slot = self.slots.get()
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        try:
+            with (job.folder.parent / f"{job.name}.log").open("w") as log:
+                child = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=(lock,), env=environment)
+                self.children.add(child)
+                if self.stopped:  # since the last look
+                    child.terminate()
+                code = child.wait()
+                self.children.discard(child)
+        finally:
+            self.slots.put(slot)
         if not code and job.finished:
             return None
+        if code < 0 or code == 130:  # a signal, or Ctrl-C
+            return f"{STOPPED} (see '{log.name}')"
         lines = Path(log.name).read_text().strip().splitlines()
         return f"{lines[-1] if lines else f'it ended with code {code}'} (see '{log.name}')"
 
 
 ELSEWHERE = "another process is working on it"
+STOPPED = "it was stopped before its end"
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus(c: Any) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may be of a run, one for each GPU; none where there is nothing to share out."""
+    count = torch.cuda.device_count() if c.accelerator in ("auto", "cuda") and c.devices == 1 else 0
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return (named if len(named) >= count else [*map(str, range(count))])[:count] if count > 1 else []
 
 
 class Board:
