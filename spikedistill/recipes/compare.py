@@ -25,7 +25,7 @@ from spikedistill import runs
 from spikedistill.origin import origin, teacher_print
 from spikedistill.recipes import distill
 from spikedistill.recipes.comparing import tuning
-from spikedistill.recipes.comparing.crew import Crew, Job, claim
+from spikedistill.recipes.comparing.crew import STOPPED, Crew, Job, claim
 from spikedistill.recipes.comparing.estimate import dry_run
 from spikedistill.recipes.comparing.folder import folder_mistakes
 from spikedistill.recipes.comparing.outcome import summary
@@ -144,7 +144,8 @@ def run(c: Config) -> dict[str, Any]:
             crew.all([teacher], must=True)
         runs.write_json(out / "origin.json", made_of | {"teacher": teacher_print(c.teacher)})
         if c.tune:
-            tuned = crew.map(lambda row: tune(c, row, crew), rows)
+            first = (shard[0] - 1) * len(rows) // shard[1]  # so that shards do not wait for each other's rows
+            tuned = crew.map(lambda row: tune(c, row, crew), [*rows[first:], *rows[:first]])
             rows = [row.of(tuned[row.name]["set"]) for row in rows]
         jobs = [job for row in rows for job in jobs_of(c, row)]
         failed = crew.all(jobs[shard[0] - 1 :: shard[1]])
@@ -157,7 +158,8 @@ def run(c: Config) -> dict[str, Any]:
 def _asked(c: Config, row: Row) -> dict[str, Any]:
     start = tuning.defaults(row.chosen, row.own.get("lr", c.lr))
     ranges = {k: list(v) for k, v in tuning.space(start, c.lr).items()}
-    return {"trials": c.tune, "epochs": c.tune_epochs or c.epochs, "start": start, "ranges": ranges}
+    of_row = {"methods": row.methods, "settings": row.settings, "own": row.own}
+    return of_row | {"trials": c.tune, "epochs": c.tune_epochs or c.epochs, "start": start, "ranges": ranges}
 
 
 def _tuned(c: Config, row: Row) -> dict[str, Any] | None:
@@ -174,23 +176,32 @@ def tune(c: Config, row: Row, crew: Crew) -> dict[str, Any]:
     folder, asked = Path(c.out) / "tune", _asked(c, row)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def measure(number: int, values: dict[str, float]) -> float:
+    def measure(number: int, values: dict[str, float]) -> dict[str, Any]:
         name = f"{row.name}-{number}"
         more = {"epochs": asked["epochs"], "test": False}
         config = config_of(c, row.of(tuning.applied(values)), TUNE_SEED, folder / name, **more)
         job = Job(name, folder / name, config.model_dump())
-        if why := crew.one(job, must=True):
-            raise SpecError([f"trial {name} failed: {why}"])
-        valid = runs.read_json(job.folder / "result.json")["valid"]["accuracy"]
+        if other := job.other:
+            raise SpecError([f"out: {other}"])
+        why = crew.one(job, must=True)
+        if crew.stopped or (why or "").startswith(STOPPED):  # which says nothing of these settings
+            raise SpecError([f"trial {name}: {why or STOPPED}"])
+        valid = 0.0 if why else runs.read_json(job.folder / "result.json")["valid"]["accuracy"]
         if c.progress:
-            print(f"tune {row.name} {number + 1}/{c.tune}  valid {valid:.2%}", file=sys.stderr, flush=True)
-        return valid
+            words = f"failed: {why}" if why else f"valid {valid:.2%}"
+            print(f"tune {row.name} {number + 1}/{c.tune}  {words}", file=sys.stderr, flush=True)
+        return {"valid": valid} | ({"failed": why} if why else {})
 
     while (found := _tuned(c, row)) is None:
+        if crew.stopped:
+            raise SpecError([f"tuning of {row.name}: {STOPPED}"])
         with claim(crew.locks / f"tune-{row.name}-all") as lock:
             if lock is not None:
                 ranges = {k: tuple(v) for k, v in asked["ranges"].items()}
                 found = tuning.search(asked["start"], ranges, c.tune, measure)
+                if all("failed" in trial for trial in found["trials"]):
+                    reasons = [trial["failed"] for trial in found["trials"]]
+                    raise SpecError([f"trial {row.name}-{number} failed: {why}" for number, why in enumerate(reasons)])
                 found |= {"asked": asked, "set": tuning.applied(found["values"])}
                 runs.write_json(folder / f"{row.name}.json", found)
         time.sleep(0 if found else 2)

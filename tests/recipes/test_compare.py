@@ -2,10 +2,16 @@
 
 import copy
 import csv
+import errno
+import fcntl
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +28,8 @@ from spikedistill.neurons import Neuron, ReLU
 from spikedistill.objectives import CE
 from spikedistill.optim import sparsity
 from spikedistill.recipes import compare
-from spikedistill.recipes.comparing import tuning
+from spikedistill.recipes.comparing import crew, tuning
+from spikedistill.recipes.comparing.rows import Row
 from spikedistill.recipes.distill import distill
 from spikedistill.spec import SpecError
 
@@ -294,6 +301,8 @@ def test_the_space_of_a_method_is_its_rate_and_weights():
     assert not {"kd.ce", "kd.tau", "bkd.blur"} & set(start)
     assert tuning.space(start, 0.02)["lr"] == pytest.approx((0.0025, 0.08))
     assert tuning.applied({"lr": 1, "kd.weight": 2}) == {"lr": 1, "kd": {"weight": 2}}
+    given = tuning.defaults([("sakd", {"feature": 2.0, "logits": None})], 0.02)
+    assert given == {"lr": 0.02, "sakd.feature": 2.0}  # a weight that may be None, where a number is given
 
 
 def test_tuning_gives_every_row_as_many_trials_and_never_reads_the_test_data(how, tmp_path):
@@ -310,6 +319,83 @@ def test_tuning_gives_every_row_as_many_trials_and_never_reads_the_test_data(how
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/*/*")}
     assert compare.compare("ce; kd", **how)["rows"] == result["rows"]
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/*/*")}
+
+
+def test_a_trial_that_fails_counts_as_0_and_is_told(how, tmp_path, monkeypatch):
+    pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'spikedistill[tune]'")
+    run = crew.distill.run
+
+    def fails(c):
+        if Path(c.out).relative_to(Path(c.out).parents[1]).as_posix() in failing:
+            raise RuntimeError("epoch 1, step 2: loss = nan")
+        return run(c)
+
+    monkeypatch.setattr(crew.distill, "run", fails)
+    how |= {"teacher": None, "seeds": [0], "tune": 2}
+    failing = {"tune/tet-0", "tune/tet-1"}
+    text = mistakes("ce; tet", how, out=str(tmp_path / "lost"))
+    assert "trial tet-0 failed: epoch 1, step 2: loss = nan\ntrial tet-1 failed: " in text and "ce" not in text
+    failing = {"tune/tet-0"}
+    result = compare.compare("ce; tet", **how)
+    ce, tet = (row["tuned"] for row in result["rows"])
+    assert tet["trials"][0]["failed"] == "epoch 1, step 2: loss = nan" and tet["trials"][0]["valid"] == 0
+    assert tet["trial"] == 1 and not any("failed" in trial for trial in [*ce["trials"], tet["trials"][1]])
+    notes = " ".join(result["notes"])
+    assert "failed and count as accuracy 0: 1 of tet;" in notes and "(ce: lr; tet: lr)" in notes
+    failing = set()
+    assert compare.compare("ce; tet", **how)["rows"] == result["rows"]
+
+
+def test_a_tuning_is_of_the_methods_and_settings_of_its_row(how, tmp_path):
+    config, row = compare.Config(tune=1, out=str(tmp_path)), Row("kd", ("kd",), {"kd": {"tau": 2.0}}, {"clip": 1.0})
+    asked = compare._asked(config, row)
+    (tmp_path / "tune").mkdir()
+    (tmp_path / "tune" / "kd.json").write_text(json.dumps({"asked": asked}))
+    assert compare._tuned(config, row)
+    for other in ({"settings": {"kd": {"tau": 8.0}}}, {"methods": ("kd", "activity")}, {"own": {"clip": 2.0}}):
+        assert compare._tuned(config, replace(row, **other)) is None, other
+
+
+def test_a_tuning_that_is_stopped_ends(how, tmp_path):
+    pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'spikedistill[tune]'")
+    config = compare.Config(tune=1, out=str(tmp_path))
+    with crew.Crew(config) as team, crew.claim(team.locks / "tune-ce-all"):  # another machine is on it
+        team.stopped = True
+        with pytest.raises(SpecError, match="tuning of ce: it was stopped"):
+            compare.tune(config, Row("ce", ("ce",)), team)
+
+
+def test_a_folder_that_cannot_lock_is_refused(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    with pytest.raises(SpecError, match=f"out: '{tmp_path}' cannot be shared"), crew.claim(tmp_path / "one"):
+        pass
+
+
+def test_runs_side_by_side_share_out_gpus_and_processors(how, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for named, expected in (("", ["0", "1"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        assert crew.gpus(compare.Config()) == expected
+    assert crew.gpus(compare.Config(accelerator="cpu")) == crew.gpus(compare.Config(devices=2)) == []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    given = []
+
+    class Child:
+        def __init__(self, command, env, **_):
+            given.append((env["CUDA_VISIBLE_DEVICES"], env["OMP_NUM_THREADS"]))
+            self.wait, self.terminate = lambda: 1, lambda: None
+            both.wait(10)
+
+    both = threading.Barrier(2)
+    monkeypatch.setattr(crew.subprocess, "Popen", Child)
+    with crew.Crew(compare.Config(jobs=2, out=str(tmp_path), progress=False)) as team:
+        jobs = [crew.Job(f"ce-{seed}", tmp_path / f"ce-{seed}", {"epochs": 1}) for seed in range(4)]
+        assert len(team.all(jobs)) == 4
+    assert sorted(given) == [("GPU-a", "1")] * 2 + [("GPU-b", "1")] * 2
 
 
 def test_tune_without_optuna_says_what_to_install(how, monkeypatch):

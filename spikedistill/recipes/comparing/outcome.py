@@ -43,9 +43,12 @@ def summary(c: Any, rows: Sequence[Row], tuned: Mapping[str, Any]) -> dict[str, 
     if strangers := strange(c, rows):
         notes.append(f"not in this comparison, left alone: {', '.join(strangers)}")
     if c.tune:
-        notes.append(
-            f"{c.tune} trials a row of {c.tune_epochs or c.epochs} epochs chose learning rate and weights on validation"
-        )
+        of = "; ".join(f"{row.name}: {', '.join(tuned[row.name]['ranges'])}" for row in rows)
+        notes.append(f"{c.tune} trials a row of {many(c.tune_epochs or c.epochs, 'epoch')} chose on validation ({of})")
+        lost = {row.name: sum("failed" in trial for trial in tuned[row.name]["trials"]) for row in rows}
+        if any(lost.values()):
+            counts = ", ".join(f"{count} of {name}" for name, count in lost.items() if count)
+            notes.append(f"trials that failed and count as accuracy 0: {counts}; why is in '{out / 'tune'}'")
     cache = cached(results) if c.cache_teacher else None
     if cache:
         saved = cache["saved_seconds"]

@@ -2,8 +2,13 @@
 
 The space of a row: its learning rate, from an eighth to four times the given one, and of each of its methods the
 weights that are not zero (settings of type `float >= 0`, save `ce`, whose scale the learning rate has), from a tenth to
-ten times; both on a logarithmic scale. The first trial is the given settings. Optuna's TPE sampler chooses the others,
-with a fixed seed, so an interrupted tuning asks for the same trials again and finds those that are finished.
+ten times; both on a logarithmic scale. A weight that may be None (`float >= 0 or None`: sakd, lasnn, kdsnn, tser) is
+searched where a number is given for it; None leaves it to the method. Nothing else is searched: not the mixes in
+[0, 1], such as `alpha`, no temperature and no other setting.
+
+The first trial is the given settings. Optuna's TPE sampler chooses the others, with a fixed seed, so an interrupted
+tuning asks for the same trials again and finds those that are finished. A trial that fails, such as one whose loss is
+no longer a number, counts as accuracy 0, and why is kept in its "failed".
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +30,8 @@ def defaults(chosen: Chosen, lr: float) -> dict[str, float]:
         hints = get_type_hints(builder(name), include_extras=True)
         for key, p in settings(builder(name), 2).items():
             value = given.get(key, p.default)
-            if hints.get(key) == NonNegative and key != "ce" and value is not Parameter.empty and value > 0:
+            weight = hints.get(key) in (NonNegative, NonNegative | None) and key != "ce"
+            if weight and value not in (None, Parameter.empty) and value > 0:
                 start[f"{name}.{key}"] = float(value)
     return start
 
@@ -50,11 +56,12 @@ def need_optuna() -> list[str]:
 
 
 def search(
-    start: Mapping[str, float], ranges: Ranges, trials: int, measure: Callable[[int, dict[str, float]], float]
+    start: Mapping[str, float], ranges: Ranges, trials: int, measure: Callable[[int, dict[str, float]], dict[str, Any]]
 ) -> dict[str, Any]:
     """{"values": the best, "valid": its accuracy, "trial": its number, "trials": [...]}.
 
-    measure: number of a trial and its values -> accuracy on validation. The first of equals wins.
+    measure: number of a trial and its values -> {"valid": accuracy on validation} and, of one that failed, "failed":
+    why. The first of equals wins.
     """
     if missing := need_optuna():
         raise SpecError(missing)
@@ -70,8 +77,7 @@ def search(
     for number in range(trials):
         trial = study.ask(scale)
         values = {k: v if number == 0 else float(f"{v:.3g}") for k, v in trial.params.items()}
-        score = measure(number, values)
-        study.tell(trial, score)
-        done.append({"values": values, "valid": score})
-    best = max(range(trials), key=lambda k: done[k]["valid"])
+        done.append({"values": values} | measure(number, values))
+        study.tell(trial, done[-1]["valid"])
+    best = max(range(trials), key=lambda k: ("failed" not in done[k], done[k]["valid"]))
     return done[best] | {"trial": best, "trials": done, "ranges": {k: list(v) for k, v in ranges.items()}}
