@@ -238,6 +238,9 @@ def test_python_with_data_that_are_not_paired_says_what_is_missing(small_sets, t
 def test_compare_trains_the_teacher_on_the_images(small_sets, tmp_path):
     how = dict(student=STUDENT, teacher=TEACHER, data="fashion-events", pair="fashion-mini", steps=STEPS, epochs=1)
     how |= dict(batch=8, precision="32-true", seeds=[0], jobs=0, progress=False, out=str(tmp_path / "out"))
+    told = compare("tet; static2dvs; ckd", **how, dry_run=True)["runs"]
+    assert [line["run"] for line in told] == ["teacher", "tet-0", "static2dvs-0", "ckd-0"]
+    assert not (tmp_path / "out").exists()
     result = compare("tet; static2dvs; ckd", **how)
     assert [row["name"] for row in result["rows"]] == ["tet", "static2dvs", "ckd"]
     assert runs.load(tmp_path / "out" / "teacher").stem.conv.in_channels == 3

@@ -23,11 +23,9 @@ def dry_run(
     mine = {job.name for job in [job for row in rows for job in jobs_of(c, row)][i - 1 :: n]}
     lines, total = [], 0.0
     if teacher:
-        seconds = (
-            0.0
-            if teacher.finished
-            else estimate(c, parts, Row("teacher", ("ce",)), parts["teacher"]) * teacher.settings["epochs"]
-        )
+        shown = distill.seen_by_teacher(parts["data"], [name for row in rows for name in row.methods])
+        how = (c, {**parts, "data": shown}, Row("teacher", ("ce",)), parts["teacher"])
+        seconds = 0.0 if teacher.finished else estimate(*how) * teacher.settings["epochs"]
         lines.append(["teacher", "finished" if teacher.finished else "to do", "", f"{seconds:.0f}"])
         total += seconds
     for row in rows:
