@@ -62,17 +62,22 @@ def open_run(
     if (free := shutil.disk_usage(out).free) < NEEDED:
         raise SpecError([f"out: the disk of '{out}' is full ({free / 2**20:.0f} MiB left, {NEEDED // 2**20} needed)"])
     if not (out / "config.json").exists():
-        if strangers := sorted(p.name for p in out.iterdir() if p.name in FILES):
-            raise SpecError([f"out: '{out}' holds {', '.join(strangers)} but no config.json: choose another folder"])
-        write_json(out / "config.json", config)
+        if there := strangers(out):
+            raise SpecError([f"out: '{out}' holds {', '.join(there)} but no config.json: choose another folder"])
         write_json(out / "machine.json", machine())
+        write_json(out / "config.json", config)  # last: who sees it finds the other, too
         return None
-    if changes := differences({**defaults, **read_json(out / "config.json")}, config):
+    if changes := differences({**defaults, **read_json(out / "config.json")}, config, out):
         hint = "choose another --out, or --overwrite to lose it"
         raise SpecError([f"out: '{out}' holds a run with other settings ({changes}); {hint}"])
     if mistakes := damaged(out):
         raise SpecError(mistakes)
     return read_json(out / "result.json") if (out / "result.json").exists() else None
+
+
+def strangers(out: Path) -> list[str]:
+    """What of a run is in a folder, though it has no config.json; machine.json is written before that."""
+    return sorted(p.name for p in out.iterdir() if p.name in FILES and p.name != "machine.json")
 
 
 def damaged(out: Path) -> list[str]:
@@ -103,13 +108,19 @@ def _move(source: Path, target: Path) -> None:
             os.replace(source / name, target / name)
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What of two configs is not the same and changes what is trained, in words; empty where nothing."""
-    differs = [k for k in sorted(before.keys() | now) if k not in NEUTRAL and before.get(k) != now.get(k)]
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> str:
+    """What of two configs is not the same and changes what is trained, in words; empty where nothing.
+
+    Where data and teacher lie may change where origin.json in `folder` says what they are: `origin.changed` compares.
+    """
+    known = read_json(folder / "origin.json") if (folder / "origin.json").exists() else {}
+    neutral = NEUTRAL + (("root", "pair_root") if known.get("data") else ())
+    neutral += ("teacher",) if known.get("teacher") and now.get("teacher") else ()
+    differs = [k for k in sorted(before.keys() | now) if k not in neutral and before.get(k) != now.get(k)]
     return "; ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in differs[:6])
 
 
-NEUTRAL = ("out", "overwrite", "progress", "save_every", "cache_teacher", "cache_limit")
+NEUTRAL = ("out", "overwrite", "progress", "save_every", "cache_teacher", "cache_limit", "workers", "download")
 """Settings that do not change what is trained."""
 
 
@@ -166,9 +177,13 @@ def peak_memory(device: torch.device) -> int:
 
 
 def write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    """Write it whole or not at all, whoever else writes it at the same time, on this machine or another."""
+    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.part")
+    try:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

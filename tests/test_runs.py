@@ -1,6 +1,7 @@
 """Student files: what is not ours, damaged or of another model is refused with a sentence."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -91,6 +92,56 @@ def test_a_run_that_is_not_finished(tmp_path):
     assert runs.open_run(tmp_path / "run", {"a": 1, "out": "elsewhere"}) is None
     with pytest.raises(SpecError, match="a: 1 there, 2 now"):
         runs.open_run(tmp_path / "run", {"a": 2})
+
+
+def test_where_data_and_teacher_lie_may_change_once_it_is_known_what_they_are(tmp_path):
+    out, given = tmp_path / "run", {"root": "/a", "workers": 0, "teacher": "/a/teacher"}
+    runs.open_run(out, given)
+    assert runs.open_run(out, given | {"workers": 2, "download": True}) is None
+    moved = {"root": "/b", "pair_root": "/b", "teacher": "/b/teacher"}
+    with pytest.raises(SpecError, match=r"pair_root: None there.*root: '/a' there.*teacher: '/a/teacher' there"):
+        runs.open_run(out, given | moved)
+    runs.write_json(out / "origin.json", {"data": "0123", "teacher": "4567"})
+    assert runs.open_run(out, given | moved) is None
+    with pytest.raises(SpecError, match="teacher: '/a/teacher' there, None now"):
+        runs.open_run(out, given | {"teacher": None})
+    runs.write_json(out / "origin.json", {"data": "0123", "teacher": None})
+    with pytest.raises(SpecError, match="teacher: '/a/teacher' there, '/b/teacher' now"):
+        runs.open_run(out, given | moved)
+
+
+def test_who_sees_a_config_sees_the_machine_too(tmp_path, monkeypatch):
+    def fails(path, value):
+        assert path.name != "config.json"
+        write(path, value)
+
+    write = runs.write_json
+    monkeypatch.setattr(runs, "write_json", fails)
+    with pytest.raises(AssertionError):
+        runs.open_run(tmp_path, {"a": 1})
+    monkeypatch.setattr(runs, "write_json", write)
+    assert [p.name for p in tmp_path.iterdir()] == ["machine.json"]  # of a process killed there
+    assert runs.open_run(tmp_path, {"a": 1}) is None
+    assert {p.name for p in tmp_path.iterdir()} == {"machine.json", "config.json"}
+
+
+def test_processes_that_write_one_file_do_not_meet(tmp_path, monkeypatch):
+    names, replace = [], os.replace
+
+    def replacing(source, target):
+        names.append(source.name)
+        if len(names) == 1:  # another machine, in the middle of it
+            monkeypatch.setattr(runs.platform, "node", lambda: "another")
+            runs.write_json(target, 2)
+        replace(source, target)
+
+    monkeypatch.setattr(runs.os, "replace", replacing)
+    runs.write_json(tmp_path / "one.json", 1)
+    assert len({*names}) == 2 and all(str(os.getpid()) in name for name in names)
+    assert runs.read_json(tmp_path / "one.json") == 1 and len([*tmp_path.iterdir()]) == 1
+    with pytest.raises(TypeError):
+        runs.write_json(tmp_path / "two.json", object())
+    assert len([*tmp_path.iterdir()]) == 1
 
 
 def test_a_full_disk_is_said_at_once(tmp_path, monkeypatch):

@@ -142,7 +142,10 @@ def run(c: Config) -> dict[str, Any]:
     with crew:
         if teacher:
             crew.all([teacher], must=True)
-        runs.write_json(out / "origin.json", made_of | {"teacher": teacher_print(c.teacher)})
+            made_of |= {"teacher": teacher_print(c.teacher)}
+            if mistakes := folder_mistakes(c, jobs, made_of):
+                raise SpecError(mistakes)
+        runs.write_json(out / "origin.json", made_of)
         if c.tune:
             first = (shard[0] - 1) * len(rows) // shard[1]  # so that shards do not wait for each other's rows
             tuned = crew.map(lambda row: tune(c, row, crew), [*rows[first:], *rows[:first]])

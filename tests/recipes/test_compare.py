@@ -416,6 +416,25 @@ def test_help_shows_the_settings(capsys):
     assert "--dry-run" in text and "--shard" in text and "--overwrite" not in text
 
 
+def test_a_folder_may_be_moved_but_its_teacher_not_exchanged(how, tmp_path, monkeypatch):
+    how |= {"seeds": [0]}
+    compare.compare("ce; kd", **how | {"seeds": [5]})
+    result = compare.compare("ce; kd", **how)  # the teacher of seed 5 stays
+    (tmp_path / "out").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(crew.distill, "train", None)  # nothing is run again
+    for out in ("moved", str(tmp_path / "moved")):
+        assert compare.compare("ce; kd", **how | {"out": out})["rows"] == result["rows"]
+    kd = json.loads((tmp_path / "moved" / "runs" / "kd-0" / "config.json").read_text())
+    words = {k: kd[k] for k in how if k in kd and k not in ("out", "teacher")}
+    again = distill(methods="kd", **words, teacher="moved/teacher", out="moved/runs/kd-0")
+    assert again["test"]["accuracy"] == result["rows"][1]["accuracy"]
+    with pytest.raises(SpecError, match="teacher: this is not what the run in 'moved/runs/kd-0' was made with"):
+        distill(methods="kd", **words, teacher="moved/runs/ce-0", out="moved/runs/kd-0")
+    text = mistakes("ce; kd", how, out="moved", teacher="moved/runs/ce-0")
+    assert "moved/runs/kd-0' was made with another teacher" in text and "ce-0' was" not in text
+
+
 def test_a_folder_holds_one_comparison(how, tmp_path):
     """Also where no row and no seed is there already, whose run folder would show the difference."""
     made = compare.compare("ce", **how | {"seeds": [0]})

@@ -40,7 +40,7 @@ class Job:
         if not (self.folder / "config.json").exists():
             return ""
         before = distill.Config().model_dump() | runs.read_json(self.folder / "config.json")
-        changes = runs.differences(before, json.loads(json.dumps(self.settings)))
+        changes = runs.differences(before, json.loads(json.dumps(self.settings)), self.folder)
         hint = "choose another --out, or delete it"
         return f"'{self.folder}' holds a run with other settings ({changes}): {hint}" if changes else ""
 

@@ -26,9 +26,8 @@ def folder_mistakes(c: Any, jobs: Sequence[Job], origin: Mapping[str, Any]) -> l
     for job in jobs:
         where = f"'{job.folder}'"
         if not (job.folder / "config.json").exists():
-            there = sorted(p.name for p in job.folder.iterdir() if p.name in runs.FILES) if job.folder.is_dir() else []
-            if there:
-                mistakes.append(f"out: {where} holds {', '.join(there)} but no config.json: move it away")
+            if job.folder.is_dir() and (found := runs.strangers(job.folder)):
+                mistakes.append(f"out: {where} holds {', '.join(found)} but no config.json: move it away")
             continue
         try:
             other = job.other
@@ -44,6 +43,8 @@ def folder_mistakes(c: Any, jobs: Sequence[Job], origin: Mapping[str, Any]) -> l
             continue
         if other:
             mistakes.append(f"out: {other}")
+        if job.settings["teacher"] and changed(job.folder, {"teacher": origin["teacher"]}):
+            mistakes.append(f"out: {where} was made with another teacher: choose another --out, or delete it")
         others = [f"{k} {made.get(k)} there, {now[k]} now" for k in ("spikedistill", "torch") if made.get(k) != now[k]]
         if others and not c.mixed:
             mistakes.append(f"out: {where} was made by other versions ({'; '.join(others)}): --mixed accepts it")
@@ -53,7 +54,7 @@ def folder_mistakes(c: Any, jobs: Sequence[Job], origin: Mapping[str, Any]) -> l
         before = distill.Config().model_dump() | runs.read_json(out / "config.json")
         now_all = json.loads(json.dumps(c.model_dump()))
         common = [k for k in (*COMMON, "tune", "tune_epochs", "teacher_lr") if k != "teacher" and k in before]
-        if changes := runs.differences({k: before[k] for k in common}, {k: now_all[k] for k in common}):
+        if changes := runs.differences({k: before[k] for k in common}, {k: now_all[k] for k in common}, out):
             mistakes.append(f"out: '{out}' holds a comparison with other settings ({changes}): choose another --out")
     return mistakes
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spikedistill import models
+from spikedistill import models, runs
 from spikedistill.core.fit import Stage
 from spikedistill.core.plan import Plan
 from spikedistill.neurons import Neuron
@@ -207,7 +207,10 @@ def teacher_job(c: Any, rows: Sequence[Row]) -> Job | None:
     how: dict[str, Any] = {"student": c.teacher, "teacher": None, "epochs": c.teacher_epochs or c.epochs}
     how |= {"lr": c.teacher_lr, "transform": []} | of_images(c, rows)
     how |= {"optimizer": "adamw"} if "stds" in c.optimizer else {}  # which prunes
-    return Job("teacher", out, config_of(c, Row("teacher", ("ce",)), c.seeds[0], out, **how).model_dump())
+    seed = c.seeds[0]
+    if (out / "config.json").exists():  # the one that is there serves seeds that begin otherwise, too
+        seed = runs.read_json(out / "config.json").get("seed", seed)
+    return Job("teacher", out, config_of(c, Row("teacher", ("ce",)), seed, out, **how).model_dump())
 
 
 def of_images(c: Any, rows: Sequence[Row]) -> dict[str, Any]:
