@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from spikedistill.core.step import Batch
 from spikedistill.core.taps import eval_mode, infer
+from spikedistill.models.foreign import has_foreign_neurons
 from spikedistill.neurons import Neuron
 from spikedistill.transforms.sparsity import open_positions, synapses
 from spikedistill.transforms.tt_snn import HalfConv2d
@@ -63,6 +64,7 @@ def activity(
     "synapses": the same for each layer, name -> {"kind": ac or mac, "operations", "dense", "once": dense operations of
     one time step (what the ANN of this shape does for an image), "inputs", "outputs": values over all steps,
     "weights", "averaged": k where the input is means of k spikes}.
+    "foreign": True, where there are neurons of another library, which are not among "layers".
     """
     gated = {id(m.neuron) for m in model.modules() if isinstance(m, Gated)}  # counted behind their gate
     firing = [(name, m) for name, m in model.named_modules() if isinstance(m, Neuron | Gated) and id(m) not in gated]
@@ -144,7 +146,7 @@ def activity(
             }
             for name, s in used.items()
         },
-    }
+    } | ({"foreign": True} if has_foreign_neurons(model) else {})
 
 
 class _Products(TorchFunctionMode):

@@ -103,7 +103,9 @@ def _for_cache(result: Result, clock: str) -> float:
     return spent.get(clock, spent.get("seconds", 0.0))  # earlier versions had one clock
 
 
-def conclusions(results: Mapping[str, Mapping[int, Result]], rows: Sequence[Row], baseline: str) -> list[str]:
+def conclusions(
+    results: Mapping[str, Mapping[int, Result]], rows: Sequence[Row], baseline: str, confidence: float = 0.95
+) -> list[str]:
     """What the numbers allow to say, in sentences. The best is named only where it beats every other row."""
     said = []
     compared = [row for row in rows if "difference" in row]
@@ -122,7 +124,6 @@ def conclusions(results: Mapping[str, Mapping[int, Result]], rows: Sequence[Row]
         said.append(f"A single seed says nothing about the spread, so nothing is said of {', '.join(single)}.")
     if len(rows) > 1:
         top = max(rows, key=lambda row: row["accuracy"])["name"]
-        confidence = compared[0]["difference"]["confidence"] if compared else 0.95
         others = [row["name"] for row in rows if row["name"] != top]
         strict = 1 - (1 - confidence) / len(others)
         beaten = []

@@ -98,11 +98,12 @@ def table(student: Mapping[str, Any], teacher: Mapping[str, Any] | None = None) 
 
     "compute" is synaptic arithmetic alone, "total" the model with memory traffic. The student as measured; the teacher;
     and the ANN of the student's shape in float32, int8 and int4, whose accuracy is another question (that of the
-    ReLU twin, less what quantisation costs it).
+    ReLU twin, less what quantisation costs it). A network with neurons of another library has no row.
     """
-    spikes = bool(student["layers"])
-    networks = [("student", student, spiking if spikes else ann, p) for p in (FP32, INT8)]
-    networks += [("teacher", teacher, spiking if teacher["layers"] else ann, FP32)] if teacher else []
+    spikes = bool(student["layers"]) or not counted(student)
+    networks = [("student", student, spiking if spikes else ann, p) for p in (FP32, INT8) if counted(student)]
+    if teacher and counted(teacher):
+        networks.append(("teacher", teacher, spiking if teacher["layers"] else ann, FP32))
     networks += [("ANN of the student's shape", student, ann, p) for p in (FP32, INT8, INT4)] if spikes else []
     rows = []
     for name, measured, model, p in networks:
@@ -125,11 +126,16 @@ def table(student: Mapping[str, Any], teacher: Mapping[str, Any] | None = None) 
     return rows
 
 
+def counted(measured: Mapping[str, Any]) -> bool:
+    """Whether the spikes of a network were counted: those of another library's neurons are not."""
+    return not measured.get("foreign")
+
+
 def per_sample(measured: Mapping[str, Any]) -> dict[str, float] | None:
     """nJ a sample in float32: {"compute": arithmetic of the synapses, "total": with neurons and memory}; None for
-    measurements of an earlier version, which did not keep the layers.
+    neurons of another library, and for measurements of an earlier version, which did not keep the layers.
     """
-    if "synapses" not in measured:
+    if "synapses" not in measured or not counted(measured):
         return None
     e = (spiking if measured["layers"] else ann)(measured)
     return {"compute": e["compute"] / 1e3, "total": sum(e.values()) / 1e3}

@@ -191,8 +191,8 @@ def curves(history: Sequence[Mapping[str, float]], best: int) -> Any:
 
 
 @drawn
-def steps(lines: Mapping[str, Sequence[float]], teacher: float | None = None) -> Any:
-    """Accuracy (shares) of the mean output of the first t steps, a line for each name."""
+def steps(lines: Mapping[str, Sequence[float]], teacher: float | None = None, part: str = "test") -> Any:
+    """Accuracy (shares) of the mean output of the first t steps, a line for each name. part: of the data."""
     figure, ((axes,),) = canvas(4.4 if len(lines) == 1 else 6.2, max(2.7, room(len(lines) + 1)))
     for i, (name, values) in enumerate(lines.items()):
         times, shown = range(1, len(values) + 1), [100 * v for v in values]
@@ -202,7 +202,7 @@ def steps(lines: Mapping[str, Sequence[float]], teacher: float | None = None) ->
                 axes.annotate(f"{v:.2f}", (t, v), (0, -13), textcoords="offset points", ha="center", fontsize=8)
     if teacher is not None:
         axes.axhline(100 * teacher, color=GREY, linestyle="--", linewidth=1, label="teacher")
-    axes.set(xlabel="time steps t", ylabel="test accuracy [%]")
+    axes.set(xlabel="time steps t", ylabel=f"{part} accuracy [%]")
     axes.margins(x=0.1, y=0.2)
     whole_ticks(axes.xaxis)
     if len(lines) > 1 or teacher is not None:
@@ -307,7 +307,8 @@ def confusion(matrix: Any, classes: Sequence[str]) -> Any:
         axes.set_xticks(range(n), classes, rotation=40, ha="right")
         axes.set_yticks(range(n), classes)
     else:
-        axes.imshow(share, cmap="cividis", interpolation="nearest")
+        drawn = axes.imshow(100 * share, cmap="cividis", interpolation="nearest", vmin=0, vmax=100)
+        figure.colorbar(drawn, ax=axes, label="[%]")
     axes.grid(False)
     axes.set(xlabel="predicted class", ylabel="true class", title="Share of each true class [%]")
     return figure
@@ -346,11 +347,14 @@ NAMED = 9  # points whose names still find room
 
 
 @drawn
-def pareto(points: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str]], joined: bool = False) -> Any:
+def pareto(
+    points: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str]], joined: bool = False, part: str = "test"
+) -> Any:
     """Accuracy against costs. points: {"name", "accuracy", "spread", key of each panel}; panels: (key, axis label).
 
     joined: the points are one network after 1 .. T steps.  A ring marks what no other point beats in both; of more
-    than NAMED networks only those have their names, and one that lies far below is told and not drawn.
+    than NAMED networks only those have their names, and one that lies far below is told and not drawn. part: of the
+    data.
     """
     many = len(points) > NAMED and not joined
     low = floor([p["accuracy"] for p in points]) if many else 0.0
@@ -368,7 +372,8 @@ def pareto(points: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str]
             marker = "s" if reference else "o" if joined else MARKERS[i % 7]
             spread = 100 * p["spread"] if p.get("spread") else None
             panel.errorbar(p[key], 100 * p["accuracy"], spread, fmt=marker, color=colour, elinewidth=1, capsize=2)
-            beaten = any(q[key] <= p[key] and q["accuracy"] >= p["accuracy"] and q is not p for q in shown)
+            others = [q for q in shown if (q[key], q["accuracy"]) != (p[key], p["accuracy"])]
+            beaten = any(q[key] <= p[key] and q["accuracy"] >= p["accuracy"] for q in others)
             if not beaten:
                 panel.plot(
                     p[key], 100 * p["accuracy"], "o", markersize=11, fillstyle="none", color=colour, markeredgewidth=1
@@ -380,7 +385,7 @@ def pareto(points: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str]
         panel.locator_params(axis="x", nbins=4)
         if shown and max(p[key] for p in shown) > 30 * max(min(p[key] for p in shown), 1e-9):
             panel.set_xscale("log")
-    axes[0].set_ylabel("test accuracy [%]")
+    axes[0].set_ylabel(f"{part} accuracy [%]")
     if below := [f"{p['name']} {100 * p['accuracy']:.2f}" for p in points if p["accuracy"] < low]:
         axes[0].annotate(f"below: {', '.join(below)}", (0, 0), (4, 5), "axes fraction", "offset points", fontsize=8)
     return figure

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from spikedistill.report.tables import Table
 from spikedistill.spec import SpecError
 from spikedistill.transforms.tt_snn import needs_all_steps
 
-SHOWN = 3  # samples in a raster
+SHOWN = 3  # samples in a raster, and of each kind of disagreement
+RIGHT = ("teacher", "student", "neither")  # who may be, where teacher and student differ
 MEASURED = 500  # samples for rates and operations
 
 
@@ -103,13 +105,9 @@ def of_run(folder: Path, trust_code: bool = False) -> dict[str, Any]:
     if not (folder / "result.json").exists():
         raise SpecError([f"'{folder}': the run is not finished, so there is nothing to report yet"])
     config, result, machine = (runs.read_json(folder / f"{n}.json") for n in ("config", "result", "machine"))
-    try:
-        history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise SpecError([f"'{folder / 'metrics.jsonl'}' cannot be read: {error}"]) from None
     name, test = ("test", result["test"]) if "test" in result else ("validation", result["valid"])
-    sections = [Section("Training", {"curves": (figures.curves(history, result["best_epoch"]), "")})]
-    missing = []
+    learned = figures.curves(history(folder / "metrics.jsonl"), result["best_epoch"])
+    sections, missing = [Section("Training", {"curves": (learned, "")})], []
     try:
         seen = look(folder, config, result, trust_code)
     except (SpecError, data_sets.DataError, OSError) as error:
@@ -123,7 +121,7 @@ def of_run(folder: Path, trust_code: bool = False) -> dict[str, Any]:
         )
         if seen and seen["frames"]:
             caption += f" The student sees frames {said(seen['frames'])} of a recording, counted from 0."
-        at = {"accuracy_by_step": (figures.steps({"student": test["by_step"]}, teacher_accuracy), caption)}
+        at = {"accuracy_by_step": (figures.steps({"student": test["by_step"]}, teacher_accuracy, name), caption)}
         sections.append(Section("Accuracy at every time step", at))
     if seen:
         sections += sections_of(seen)
@@ -147,6 +145,14 @@ def of_run(folder: Path, trust_code: bool = False) -> dict[str, Any]:
         "sections": [*sections, *([Section("Not shown", says=missing)] if missing else [])],
         "footer": footer(machine),
     }
+
+
+def history(file: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`."""
+    try:
+        return [json.loads(line) for line in file.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise SpecError([f"'{file}' cannot be read: {error}"]) from None
 
 
 def said(value: Any) -> str:
@@ -204,11 +210,14 @@ def look(
             teacher = runs.load(config["teacher"], fast=False, trust_code=trust_code)
         except SpecError as error:
             without.append(f"Without the teacher: {error}")
+    elif config.get("teacher"):
+        without.append(f"Without the teacher: '{config['teacher']}' is no run folder that is found from here.")
     shown = images if images is not None and teacher is not None and of_images(config["teacher"], data) else data
     frames = about.get("frames")  # of a recording, that the student sees; the teacher sees all
     ours = data_sets.at_frames(data, frames)
     matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
-    pairs: list[tuple[Tensor, int, Tensor, Tensor]] = []
+    counts = dict.fromkeys(RIGHT, 0)
+    differ: dict[str, list[tuple[Tensor, int, Tensor, Tensor]]] = {who: [] for who in RIGHT}
     right = seen = 0
     part = "test" if "test" in result else "valid"
     for batch in getattr(data, part):
@@ -219,17 +228,26 @@ def look(
         if teacher is not None and shown is data:
             theirs = infer(teacher, batch["x"]).logits.float().mean(0)
             right, seen = right + int((theirs.argmax(1) == y).sum()), seen + len(y)
-            differ = (theirs.argmax(1) != own.argmax(1)).nonzero()[:, 0].tolist()
-            pairs += [(frame(batch["x"], b), int(y[b]), own[b].softmax(0), theirs[b].softmax(0)) for b in differ]
+            for b in (theirs.argmax(1) != own.argmax(1)).nonzero()[:, 0].tolist():
+                who = "teacher" if theirs[b].argmax() == y[b] else "student" if own[b].argmax() == y[b] else "neither"
+                counts[who] += 1
+                if counts[who] <= SHOWN:  # copies: a view would keep its batch
+                    image = frame(batch["x"], b).clone()
+                    differ[who].append((image, int(y[b]), own[b].softmax(0), theirs[b].softmax(0)))
     held_out = ours.valid or ours.test  # where there is no validation, the result has test data
     measured = activity(student, held_out, samples=MEASURED, neurons=True)
     by_step = result[part]["by_step"]
     first = next(iter(getattr(ours, part)))
-    prefix = (
-        [operations_at(student, held_out, t) for t in range(1, len(by_step) + 1)]
-        if measured["layers"] and first["x"].ndim == 4 and not needs_all_steps(student)
-        else []
-    )
+    prefix = []
+    if measured["layers"] and first["x"].ndim == 4 and len(by_step) > 1 and not needs_all_steps(student):
+        if "steps" in signature(student.forward).parameters:
+            prefix = [operations_at(student, held_out, t) for t in range(1, len(by_step) + 1)]
+        else:
+            without.append("Accuracy and cost of the first t steps: forward of the student takes no `steps`.")
+    taught = activity(teacher, shown.valid or shown.test, samples=100) if teacher is not None else None
+    for who, of in (("student", measured), ("teacher", taught)):
+        if of is not None and not energy.counted(of):
+            without.append(f"Energy of the {who}: its neurons are another library's, whose spikes are not counted.")
     return {
         "student": student,
         "without": without,
@@ -237,11 +255,12 @@ def look(
         "frames": frames if ours is not data else None,
         "batch": first,
         "confusion": matrix,
-        "pairs": pairs,
+        "differ": differ,
+        "counts": counts,
         "teacher_accuracy": right / seen if seen else None,
         "activity": measured,
         "part": "test" if part == "test" else "validation",
-        "teacher_activity": activity(teacher, shown.valid or shown.test, samples=100) if teacher is not None else None,
+        "teacher_activity": taught,
         "pairs_of_streams": next(iter(data.train)) if images is not None else None,
         "prefix": prefix,
         "by_step": by_step,
@@ -300,22 +319,21 @@ def sections_of(seen: Mapping[str, Any]) -> list[Section]:
     drawn = {}
     if len(points) > 1:
         if seen["teacher_accuracy"] is not None:
-            row = next(row for row in energies if row["name"] == "teacher")
-            points.append(
-                {"name": "teacher", "accuracy": seen["teacher_accuracy"], "reference": True}
-                | {k: row[k] for k in ("operations", "total")}
-            )
+            about = {"name": "teacher", "accuracy": seen["teacher_accuracy"], "reference": True}
+            of_teacher = [row for row in energies if row["name"] == "teacher"]
+            points += [about | {k: row[k] for k in ("operations", "total")} for row in of_teacher]
         panels = [
             ("operations", "operations of an image [millions]"),
             ("total", "energy of an image, memory included [nJ]"),
         ]
         caption = "The student stopped after 1 .. T steps. A ring: nothing else here is better in both."
-        drawn["accuracy_cost"] = (figures.pareto(points, panels, joined=True), caption)
-    drawn["energy"] = (
-        figures.energies(energies),
-        "Arithmetic alone flatters a spiking network; beside it memory traffic and neurons, the teacher, and the ANN "
-        "of the student's shape, also quantised. See report/energy.py (45 nm; Horowitz, ISSCC 2014).",
-    )
+        drawn["accuracy_cost"] = (figures.pareto(points, panels, joined=True, part=seen["part"]), caption)
+    if energy.counted(measured):
+        drawn["energy"] = (
+            figures.energies(energies),
+            "Arithmetic alone flatters a spiking network; beside it memory traffic and neurons, the teacher, and the "
+            "ANN of the student's shape, also quantised. See report/energy.py (45 nm; Horowitz, ISSCC 2014).",
+        )
     layers = [
         [
             name,
@@ -340,23 +358,17 @@ def sections_of(seen: Mapping[str, Any]) -> list[Section]:
             {"confusion": (figures.confusion(matrix, classes), f"{int(matrix.sum()):,} {seen['part']} samples.")},
         )
     )
-    if seen["pairs"]:
-        sections.append(disagreement(seen["pairs"], classes, int(matrix.sum()), seen["part"]))
+    if any(seen["counts"].values()):
+        sections.append(disagreement(seen["counts"], seen["differ"], classes, int(matrix.sum()), seen["part"]))
     return sections
 
 
 def disagreement(
-    pairs: Sequence[tuple[Tensor, int, Tensor, Tensor]], classes: Sequence[str], samples: int, part: str
+    counts: Mapping[str, int], differ: Mapping[str, Sequence], classes: Sequence[str], samples: int, part: str
 ) -> Section:
-    """Where teacher and student differ: how often who is right, and up to six samples of both kinds."""
-    counts = {"teacher": 0, "student": 0, "neither": 0}
-    kinds: dict[str, list] = {name: [] for name in counts}
-    for image, y, own, theirs in pairs:
-        who = "teacher" if int(theirs.argmax()) == y else "student" if int(own.argmax()) == y else "neither"
-        counts[who] += 1
-        kinds[who].append((image, y, own, theirs))
-    shown = []
-    for image, y, own, theirs in [*kinds["teacher"][:3], *kinds["student"][:3]]:
+    """Where teacher and student differ: how often who is right, and samples where one of them is."""
+    shown, total = [], sum(counts.values())
+    for image, y, own, theirs in [*differ["teacher"], *differ["student"]]:
         order = dict.fromkeys([y, *own.topk(2).indices.tolist(), *theirs.topk(2).indices.tolist()])
         top = list(order)[:4]
         shown.append(
@@ -364,7 +376,7 @@ def disagreement(
             | {who: {classes[k]: float(p[k]) for k in top} for who, p in (("student", own), ("teacher", theirs))}
         )
     words = ", ".join(f"{who} right {counts[who]:,}" for who in ("teacher", "student"))
-    share = f"{len(pairs):,} of {samples:,} {part} samples ({len(pairs) / samples:.1%})"
+    share = f"{total:,} of {samples:,} {part} samples ({total / samples:.1%})"
     section = Section("Teacher and student", says=[f"They differ on {share}: {words}, neither {counts['neither']:,}."])
     if shown:
         caption = "First samples where the teacher is right, then some where the student is. *: the true class."
@@ -503,6 +515,8 @@ def of_compare(folder: Path) -> dict[str, Any]:
         tiles.append((f"{teacher['accuracy']:.2%}", f"teacher, {teacher['parameters']:,} parameters"))
     best = sorted(rows, key=lambda r: (r["name"] == c["baseline"], r["valid"]), reverse=True)[:5]  # by validation
     tiles += [(f"{r['accuracy']:.2%}", r["name"] + plus_minus(r)) for r in rows if r in best]
+    if c.get("not_shown"):
+        sections.append(Section("Not shown", says=c["not_shown"]))
     return {
         "title": "Methods compared",
         "subtitle": c["title"],
@@ -523,7 +537,7 @@ def histories(of: Mapping[str, Sequence[Path]]) -> dict[str, list[float]]:
         files = [folder / "metrics.jsonl" for folder in folders]
         if not all(file.exists() for file in files):
             return {}
-        found = [[json.loads(line).get("valid_accuracy") for line in file.read_text().splitlines()] for file in files]
+        found = [[line.get("valid_accuracy") for line in history(file)] for file in files]
         means = [sum(at) / len(at) for at in zip(*found) if None not in at]
         if len(means) < 2:
             return {}

@@ -244,7 +244,8 @@ def test_compare_trains_the_teacher_on_the_images(small_sets, tmp_path):
     result = compare("tet; static2dvs; ckd", **how)
     assert [row["name"] for row in result["rows"]] == ["tet", "static2dvs", "ckd"]
     assert runs.load(tmp_path / "out" / "teacher").stem.conv.in_channels == 3
-    assert page.write(tmp_path / "out").exists()
+    assert result["teacher"]["accuracy"] is None and "was not tested on these data" in result["not_shown"][0]
+    assert "was not tested on these data" in page.write(tmp_path / "out").read_text()
     with pytest.raises(SpecError, match="all classes of the images, not the common ones: give a run folder"):
         compare("ckd", **how | {"pair_classes": "common", "out": str(tmp_path / "other")})
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from spikedistill.models.foreign import Spiking
 from spikedistill.models.small import small
 from spikedistill.report import energy
 from spikedistill.report.activity import activity
@@ -88,3 +89,18 @@ def test_the_table_has_the_references_and_the_measured_shape():
     assert of["teacher", "float32"]["compute"] > of[shape, "float32"]["compute"]
     assert all(row["total"] > row["compute"] > 0 for row in rows)
     assert energy.per_sample({"operations": {}}) is None and energy.per_sample(student)["total"] > 0
+
+
+def test_neurons_of_another_library_are_not_taken_for_an_ann():
+    class Other(torch.nn.Module):
+        def forward(self, x):
+            return (x > 0.5).float()
+
+    x = {"x": torch.rand(4, 1, 8, 8), "y": torch.zeros(4)}
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 6), Other(), torch.nn.Linear(6, 3))
+    student = activity(Spiking(net, steps=2, mode="step", reset=lambda net: None), [x])
+    assert student["foreign"] and student["layers"] == {} and energy.per_sample(student) is None
+    teacher = activity(small(classes=3, widths=(8, 16), neuron="relu"), [x])
+    assert "foreign" not in teacher
+    assert [row["name"] for row in energy.table(student, teacher)] == ["teacher"] + 3 * ["ANN of the student's shape"]
+    assert not any(row["name"] == "teacher" for row in energy.table(teacher, student))

@@ -2,6 +2,8 @@
 
 import warnings
 
+import numpy as np
+
 from spikedistill.report import figures
 
 
@@ -24,3 +26,16 @@ def test_all_steps_of_one_network_are_drawn():
     ]
     drawn = figures.inline(figures.pareto(points, [("cost", "cost")], joined=True), "joined")
     assert all(f"t = {t}<" in drawn for t in range(1, 17)) and "below" not in drawn
+
+
+def test_equal_points_do_not_beat_each_other():
+    points = [{"name": n, "accuracy": a, "cost": c} for n, a, c in (("a", 0.8, 1.0), ("b", 0.8, 1.0), ("c", 0.8, 2.0))]
+    (axes,) = figures.pareto(points, [("cost", "cost")], part="validation").axes
+    assert len([line for line in axes.lines if line.get_markersize() == 11]) == 2
+    assert axes.get_ylabel() == "validation accuracy [%]"
+
+
+def test_confusion_of_many_classes_has_a_scale_in_percent():
+    drawn = figures.confusion(np.eye(26, dtype=int), [str(i) for i in range(26)])
+    axes, bar = drawn.axes
+    assert axes.images[0].get_array().max() == 100 and bar.get_ylabel() == "[%]"

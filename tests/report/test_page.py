@@ -70,7 +70,7 @@ def test_a_run_has_every_figure_and_needs_nothing_else(compared, tmp_path, capsy
     result = json.loads((compared / "runs" / "kd-0" / "result.json").read_text())
     for text in (f"{result['test']['accuracy']:.2%}", "torch", "seed 0", "1 ce + 1 kd", "teacher", "int4", "precision"):
         assert text in html, text
-    assert "mean of 36 values" in html or "mean of" in html
+    assert "head: its input is the mean of 36 values, of which every spike is counted" in html
 
 
 def test_a_comparison_has_table_intervals_and_figures(compared):
@@ -148,9 +148,31 @@ def test_data_or_a_teacher_that_have_changed_are_not_shown(compared, tmp_path):
     shutil.copytree(images / "left", images / "aardvark")
     html = page.write(run).read_text()
     assert set(figures_of(html)) == {"curves", "accuracy_by_step"} and "aardvark" in html and "Not shown" in html
+    for gone in (str(tmp_path / "gone"), "timm:resnet18"):
+        (run / "config.json").write_text(json.dumps(config | {"teacher": gone}))
+        html = page.write(run).read_text()
+        assert f"'{gone}' is no run folder that is found from here" in html.replace("&#39;", "'")
+        assert "disagreements" not in figures_of(html) and "teacher, the same samples" not in html
     (run / "metrics.jsonl").write_text('{"epoch": 0, "los')
     with pytest.raises(SpecError, match=r"metrics\.jsonl' cannot be read"):
         page.write(run)
+
+
+def test_a_comparison_says_what_it_does_not_show(compared, tmp_path):
+    config = json.loads((compared / "runs" / "kd-0" / "config.json").read_text())
+    other, out, by = tmp_path / "pictures", str(tmp_path / "both"), str(compared / "teacher")
+    shutil.copytree(compared.parent / "pictures", other)
+    Image.new("L", (12, 12), 90).save(other / "left" / "0.png")
+    how = how_of(config) | {"epochs": 2, "seeds": [0], "jobs": 0}
+    result = compare("kd", config["student"], by, f"folder:{other}", **how, out=out)
+    assert result["teacher"]["accuracy"] is None and result["references"]
+    assert result["not_shown"] == [f"Accuracy of the teacher: '{by}' was not tested on these data with this split."]
+    html = page.write(out).read_text()
+    assert "was not tested on these data" in html and not re.search(r"teacher, [\d,]+ parameters", html)
+    assert json.loads((compared / "compare.json").read_text())["not_shown"] == []
+    (tmp_path / "both" / "runs" / "kd-0" / "metrics.jsonl").write_text('{"epoch": 0, "los')
+    with pytest.raises(SpecError, match=r"metrics\.jsonl' cannot be read"):
+        page.write(out)
 
 
 def test_a_run_without_test_shows_validation_and_reads_nothing_else(compared, tmp_path, monkeypatch):
@@ -169,6 +191,7 @@ def test_a_run_without_test_shows_validation_and_reads_nothing_else(compared, tm
     samples = json.loads((out / "result.json").read_text())["valid"]["samples"]
     assert f"validation accuracy, {samples} samples" in html and f"{samples} validation samples." in html
     assert "teacher, the same samples" in html and "test samples" not in html
+    assert "validation accuracy [%]" in html and "test accuracy [%]" not in html
     assert set(figures_of(html)) >= RUN - {"disagreements"}
 
 
@@ -194,6 +217,35 @@ def test_models_of_code_of_yours_are_imported_where_you_trust_it(compared, tmp_p
     with pytest.raises(SystemExit) as stop:
         cli.main(["report", str(compared), "--figures", str(tmp_path / "mine.py")])
     assert stop.value.code == 2 and "mine.py': File exists" in capsys.readouterr().err
+
+
+def test_students_of_code_of_yours_are_shown_without_what_they_do_not_have(compared, tmp_path):
+    config = json.loads((compared / "runs" / "kd-0" / "config.json").read_text())
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nfrom spikedistill.models import small\nfrom spikedistill.models.foreign import Spiking\n"
+        "class Bare(nn.Module):\n"
+        "    def __init__(self, net):\n        super().__init__()\n        self.net = net\n"
+        "    def forward(self, x):\n        return self.net(x)\n"
+        "def bare(classes, channels):\n    return Bare(small(classes=classes, channels=channels, widths=(3, 6), steps=3))\n"
+        "class Other(nn.Module):\n    def forward(self, x):\n        return (x > 0.5).float()\n"
+        "def other(classes, channels):\n"
+        "    net = nn.Sequential(nn.Flatten(), nn.Linear(channels * 144, 6), Other(), nn.Linear(6, classes))\n"
+        "    return Spiking(net, steps=3, mode='step', reset=lambda net: None)\n"
+    )
+    for name, lacks, words in (
+        ("bare", {"accuracy_cost"}, "forward of the student takes no `steps`"),
+        ("other", {"accuracy_cost", "energy", "firing_rates", "raster"}, "Energy of the student: its neurons are"),
+    ):
+        out = str(tmp_path / name)
+        distill(f"{tmp_path / 'mine.py'}:{name}", None, config["data"], "ce", **how_of(config), out=out)
+        html = page.write(out, trust_code=True).read_text()
+        assert set(figures_of(html)) == RUN - lacks - {"disagreements"}
+        assert "Not shown" in html and words in html
+    result = compare("ce", f"{tmp_path / 'mine.py'}:other", None, config["data"], **how_of(config) | {"epochs": 1},
+        seeds=[0], jobs=0, out=str(tmp_path / "both"))  # fmt: skip
+    assert result["rows"][0]["energy_nj"] is None and result["references"] is None
+    assert result["not_shown"][0].startswith("Energy of ce: the neurons are another library's")
+    assert "are another library" in page.write(tmp_path / "both").read_text()
 
 
 def test_layers_that_change_after_half_of_the_steps_are_shown_without_their_prefixes(compared, tmp_path):

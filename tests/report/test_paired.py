@@ -62,6 +62,13 @@ def test_a_winner_beats_every_row_and_a_worse_row_is_said():
     assert "kd is better than ce" in words and "bad is worse than ce" in words and "kd is the best of the 3" in words
 
 
+def test_the_best_is_named_with_the_confidence_that_is_asked_for():
+    runs = results(kd=[0.81, 0.83, 0.85], tet=[0.80, 0.81, 0.82])  # no run of the baseline is finished
+    rows = comparison.rows_of(runs, "ce", 0.8)
+    assert "No winner" in " ".join(comparison.conclusions(runs, rows, "ce"))
+    assert "kd is the best of the 2" in " ".join(comparison.conclusions(runs, rows, "ce", 0.8))
+
+
 def test_verdicts_ask_for_more_the_more_rows_are_compared():
     one = results(ce=[0.80, 0.81, 0.82], kd=[0.815, 0.829, 0.843])
     many = one | results(a=[0.8, 0.81, 0.8], b=[0.8, 0.81, 0.8], c=[0.8, 0.81, 0.8], d=[0.8, 0.81, 0.8])

@@ -54,21 +54,24 @@ def summary(c: Any, rows: Sequence[Row], tuned: Mapping[str, Any]) -> dict[str, 
         saved = cache["saved_seconds"]
         worth = "time saved unknown: none was computed here" if saved is None else f"about {saved:.0f} s saved"
         notes.append(f"teacher outputs: {cache['computed']:,} computed, {cache['read']:,} read from the cache, {worth}")
+    made_of = runs.read_json(out / "origin.json")
+    teacher, energies = teacher_row(c, made_of["data"]), references(c, rows, results, baseline)
     title = f"{c.data}, {c.student}, T = {c.steps}, {many(c.epochs, 'epoch')}, {many(len(c.seeds), 'seed')}"
     result = {
         "title": title,
         "baseline": baseline,
         "confidence": c.confidence,
         "seeds": c.seeds,
-        "conclusions": comparison.conclusions(results, compared, baseline),
+        "conclusions": comparison.conclusions(results, compared, baseline, c.confidence),
         "notes": notes,
+        "not_shown": not_shown(c, teacher, results, energies),
         "rows": compared,
-        "teacher": teacher_row(c),
+        "teacher": teacher,
         "teacher_cache": cache,
-        "references": references(c, rows, results, baseline),
+        "references": energies,
         "jobs": c.jobs,
         "settings": c.model_dump(include={*COMMON}),
-        "origin": runs.read_json(out / "origin.json"),
+        "origin": made_of,
         "machine": runs.machine(),
         "seconds": sum(r["train_seconds"] for of in results.values() for r in of.values()),
         "missing": missing,
@@ -94,27 +97,47 @@ def settings_of(c: Any, row: Row) -> dict[str, Any]:
     )
 
 
-def teacher_row(c: Any) -> dict[str, Any] | None:
-    """What is known of the teacher: accuracy and size, where it is a run folder."""
+def teacher_row(c: Any, data: str) -> dict[str, Any] | None:
+    """What is known of the teacher: size, and accuracy if of these data (their print), where it is a run folder."""
     if c.teacher is None:
         return None
-    file = Path(c.teacher) / "result.json"
+    file, origin = (Path(c.teacher) / f"{name}.json" for name in ("result", "origin"))
     if not file.exists():
         return {"name": c.teacher}
-    result = runs.read_json(file)
+    result, same = runs.read_json(file), origin.exists() and runs.read_json(origin)["data"] == data
     return {
         "name": c.teacher,
-        "accuracy": result.get("test", {}).get("accuracy"),
+        "accuracy": result.get("test", {}).get("accuracy") if same else None,
         "parameters": result["parameters"]["student"],
         "seconds": result["train_seconds"],
     }
+
+
+def not_shown(
+    c: Any,
+    teacher: Mapping[str, Any] | None,
+    results: Mapping[str, Mapping[int, Any]],
+    energies: Sequence[Mapping[str, Any]] | None,
+) -> list[str]:
+    """What tables and figures leave out, and why."""
+    said, of = [], [n for n, by in results.items() if not all(energy.counted(r["activity"]) for r in by.values())]
+    if energies and c.teacher and Path(c.teacher).exists() and all(e["name"] != "teacher" for e in energies):
+        of.append("the teacher")
+    if of:
+        said.append(f"Energy of {', '.join(of)}: the neurons are another library's, whose spikes are not counted.")
+    if c.teacher and not Path(c.teacher).exists():
+        said.append(f"Accuracy and energy of the teacher: '{c.teacher}' is no run folder that is found from here.")
+    elif teacher and teacher.get("accuracy") is None:
+        said.append(f"Accuracy of the teacher: '{c.teacher}' was not tested on these data with this split.")
+    return said
 
 
 def references(
     c: Any, rows: Sequence[Row], results: Mapping[str, Mapping[int, Any]], baseline: str
 ) -> list[dict[str, Any]] | None:
     """Energy of the baseline's student, the teacher and the ANN of the student's shape, as `energy.table` has it."""
-    measured = next((r["activity"] for r in results.get(baseline, {}).values() if "synapses" in r["activity"]), None)
+    known = (r["activity"] for r in results.get(baseline, {}).values())
+    measured = next((a for a in known if "synapses" in a and energy.counted(a)), None)
     if measured is None:
         return None
     teacher = None
@@ -131,6 +154,7 @@ def write(result: dict[str, Any], c: Any) -> None:
     runs.write_json(out / "compare.json", result)
     drawn = comparison.tables(result["rows"], result["title"], result["baseline"], c.confidence)
     words = [*result["conclusions"], *(f"Note: {note}." for note in result["notes"])]
+    words += [f"Not shown: {what}" for what in result["not_shown"]]
     legend = comparison.legend(result["rows"], c.confidence, c.jobs, bool(result["teacher_cache"]))
     (out / "compare.md").write_text(
         "\n".join([*map(tables.markdown, drawn), *(f"- {w}" for w in words), "", *legend]) + "\n"
