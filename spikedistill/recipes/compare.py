@@ -82,10 +82,15 @@ class Config(distill.Config):
     @classmethod
     def _not_here(cls, value: Any, info: ValidationInfo) -> Any:
         if value != cls.model_fields[str(info.field_name)].default:
-            raise ValueError("it is not a setting of compare; seeds are given as --seeds 0,1,2")
+            raise ValueError(f"it is not a setting of compare; {NOT_HERE[str(info.field_name)]}")
         return value
 
 
+NOT_HERE = {
+    "seed": "seeds are given as --seeds 0,1,2",
+    "overwrite": "no finished run is repeated: choose another --out, or delete the folder",
+    "test": "every choice is made on validation, and a run is tested once, at its end",
+}
 TUNE_SEED = 1_000_003  # of the trials; no run has it
 
 

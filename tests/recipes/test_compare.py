@@ -169,7 +169,7 @@ def test_a_row_again_in_a_run_of_its_own_gives_the_same_numbers(how, tmp_path):
     assert files[0] == files[1]
 
 
-def test_every_mistake_is_named_before_work_starts(how, tmp_path):
+def test_every_mistake_is_named_before_work_starts(how, tmp_path, capsys):
     text = mistakes(
         "ce; soft = kd(tau=8)+bkd; ce = tet; bkdd", how,
         bkd={"blurr": 3}, row={"soft": {"epochs": 3, "lr": -1}, "sof": {"lr": 1.0}}, baseline="kdd", shard="5/4",
@@ -183,6 +183,10 @@ def test_every_mistake_is_named_before_work_starts(how, tmp_path):
     ):  # fmt: skip
         assert words in text, (words, text)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--overwrite", "--no-test"])
+    told = capsys.readouterr().err
+    assert "no finished run is repeated" in told and "a run is tested once" in told and "--seeds" not in told
     assert "student: each run is a process" in mistakes("ce", how, student=torch.nn.Linear(1, 1))
     assert "kd needs one" in mistakes("ce; kd", how, teacher=None)
 
@@ -293,6 +297,14 @@ def test_a_run_that_fails_is_named_and_the_others_finish(how, tmp_path, monkeypa
     assert "fails-0 failed" in text and "ce-0" not in text
     kept = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert [row["name"] for row in kept["rows"]] == ["ce"] and kept["missing"] == ["fails-0"]
+    assert kept["rows"][0]["peak_memory_bytes"] is None  # this process holds what the runs before it left
+
+    def cannot(c):
+        raise OSError("no such file")
+
+    monkeypatch.setattr(crew.distill, "run", cannot)
+    text = mistakes("ce; tet; activity", how, teacher=None, seeds=[0])
+    assert "tet-0 failed: no such file" in text and "activity-0 failed: no such file" in text
 
 
 def test_the_space_of_a_method_is_its_rate_and_weights():
@@ -354,6 +366,16 @@ def test_a_tuning_is_of_the_methods_and_settings_of_its_row(how, tmp_path):
     assert compare._tuned(config, row)
     for other in ({"settings": {"kd": {"tau": 8.0}}}, {"methods": ("kd", "activity")}, {"own": {"clip": 2.0}}):
         assert compare._tuned(config, replace(row, **other)) is None, other
+
+
+def test_shards_begin_to_tune_with_different_rows(how, monkeypatch):
+    pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'spikedistill[tune]'")
+    tuned, found = [], {"set": {}, "values": {}, "ranges": {}, "trials": []}
+    monkeypatch.setattr(compare, "tune", lambda c, row, team: tuned.append(row.name) or found)
+    how |= {"teacher": None, "seeds": [0], "tune": 1}
+    for shard in ("1/2", "2/2"):
+        result = compare.compare("ce; tet", **how, shard=shard)
+    assert tuned == ["ce", "tet", "tet", "ce"] and [row["name"] for row in result["rows"]] == ["ce", "tet"]
 
 
 def test_a_tuning_that_is_stopped_ends(how, tmp_path):
