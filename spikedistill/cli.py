@@ -14,7 +14,12 @@ from cyclopts import App, Parameter
 from spikedistill.own import is_own
 from spikedistill.spec import SpecError, near
 
-app = App(name="spikedistill", help="Train spiking neural networks by knowledge distillation.", help_format="plaintext")
+app = App(
+    name="spikedistill",
+    help="Train spiking neural networks by knowledge distillation.",
+    help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # `guarded` says how to go on
+)
 Tokens = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
 
 KINDS = ("methods", "models", "data", "recipes")

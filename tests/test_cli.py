@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from spikedistill import cli
+
 
 def test_a_reader_that_has_enough_is_no_error():
     command = [sys.executable, "-m", "spikedistill.cli", "show", "sakd"]
@@ -36,3 +38,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
     assert faults("yes") < 50 < faults("no")
     assert faults("yes", MALLOC_ARENA_MAX="1") > 50  # the user's own settings win
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "start", stop)
+    with pytest.raises(SystemExit) as error:
+        cli.main(["distill", "--method", "ce"])
+    assert (
+        error.value.code == 130
+        and "stopped; the same command goes on from the last checkpoint" in capsys.readouterr().err
+    )

@@ -107,7 +107,7 @@ def compare(
     module is named "file.py:function".  settings: the flags of `spikedistill compare`.
     Raises SpecError listing every mistake before work starts, and where runs have failed.
     """
-    given = {"student": student, "teacher": teacher, "data": data}
+    given = distill.named(student=student, teacher=teacher, data=data)
     if wrong := [k for k, v in given.items() if v is not None and not isinstance(v, str)]:
         raise SpecError(
             [f"{k}: each run is a process of its own, so it takes a name, or file.py:function" for k in wrong]

@@ -154,7 +154,7 @@ def split(text: str, at: str = ",+") -> list[str]:
 
 def read(settings: Mapping[str, Any], config: type[BaseModel] = Config) -> tuple[Any, list[str]]:
     """Settings -> a validated config and every mistake that can be found without loading anything."""
-    settings = {k: _text(v) for k, v in settings.items()}
+    settings = named(**settings)
     try:
         c, mistakes = config.model_validate(dict(settings)), []
     except ValidationError as error:
@@ -177,8 +177,9 @@ def read(settings: Mapping[str, Any], config: type[BaseModel] = Config) -> tuple
     return c, mistakes
 
 
-def _text(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+def named(**settings: Any) -> dict[str, Any]:
+    """The settings, paths as text."""
+    return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in settings.items()}
 
 
 def repeated(name: str, given: Sequence[Any]) -> list[str]:
@@ -277,10 +278,10 @@ def distill(
     settings: the flags of `spikedistill distill`, and method settings as bkd={"blur": 0.4}.
     Raises SpecError listing every mistake in them before anything is loaded.
     """
-    objects = {k: _text(v) for k, v in {"student": student, "teacher": teacher, "data": data}.items()}
+    objects = named(student=student, teacher=teacher, data=data)
     given = {k: v for k, v in objects.items() if v is not None and not isinstance(v, str)}
-    named = {k: v if isinstance(v, str) else f"<{type(v).__name__}>" for k, v in objects.items() if v is not None}
-    c, mistakes = read(named | {"method": methods} | settings)
+    texts = {k: v if isinstance(v, str) else f"<{type(v).__name__}>" for k, v in objects.items() if v is not None}
+    c, mistakes = read(texts | {"method": methods} | settings)
     if c is not None:
         mistakes += check(c, given)[1]
         if "data" in given:
