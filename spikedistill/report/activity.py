@@ -159,25 +159,31 @@ class _Products(TorchFunctionMode):
         self.count, self.synapses = synapses.get("products") or _Synapses(), synapses
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") in self.NAMES and len(args) > 1 and args[0].ndim > 2 and args[1].ndim > 2:
-            self.synapses["products"] = self.count
+        out, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
+        if name in self.NAMES and len(args) > 1 and args[0].ndim > 2 and args[1].ndim > 2:
             a, b = args[0].detach(), args[1].detach()
-            dense = float(out.numel() * a.shape[-1])
+            operations = dense = float(out.numel() * a.shape[-1])
             whole = [_whole(a), _whole(b)]
             if all(whole):
-                self.count.operations += out.sum(dtype=torch.float64).item()
+                operations = out.sum(dtype=torch.float64).item()
             elif any(whole):
                 events, other = (a, b.shape[-1]) if whole[0] else (b, a.shape[-2])
-                self.count.operations += events.sum(dtype=torch.float64).item() * other
-            else:
-                self.count.operations += dense
-            self.count.binary &= any(whole)
-            self.count.dense += dense
-            self.count.inputs += a.numel() + b.numel()
-            self.count.outputs += out.numel()
-            self.count.calls.append((dense, out.shape))
+                operations = events.sum(dtype=torch.float64).item() * other
+            self.add(operations, dense, any(whole), args[:2], out)
+        elif name == "scaled_dot_product_attention" and len(args) > 2:  # a softmax lies between its two products
+            q, k, v = args[:3]
+            dense = float(q.shape[:-1].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1]))
+            self.add(dense, dense, False, args[:3], out)
         return out
+
+    def add(self, operations: float, dense: float, binary: bool, inputs: Iterable[Tensor], out: Tensor) -> None:
+        self.synapses["products"] = self.count
+        self.count.operations += operations
+        self.count.dense += dense
+        self.count.binary &= binary
+        self.count.inputs += sum(x.numel() for x in inputs)
+        self.count.outputs += out.numel()
+        self.count.calls.append((dense, out.shape))
 
 
 def _whole(x: Tensor) -> bool:

@@ -66,7 +66,7 @@ def spiking(activity: Mapping[str, Any], p: Arithmetic = FP32) -> dict[str, floa
             memory += layer["operations"] * (p.weight * access(weights) + 2 * p.state * access(outputs * p.state))
         else:
             compute += layer["dense"] * p.mac
-            memory += dense_traffic(layer, layer["dense"], layer["inputs"], layer["outputs"], p)
+            memory += dense_traffic(layer, layer["dense"], layer["outputs"], p)
     for layer in activity["layers"].values():
         updates = layer["neurons"] * activity["steps"]
         neurons += updates * p.mac
@@ -81,16 +81,19 @@ def ann(activity: Mapping[str, Any], p: Arithmetic = FP32) -> dict[str, float]:
     for layer in activity["synapses"].values():
         share = layer["once"] / layer["dense"]
         compute += layer["once"] * p.mac
-        memory += dense_traffic(layer, layer["once"], layer["inputs"] * share, layer["outputs"] * share, p)
+        memory += dense_traffic(layer, layer["once"], layer["outputs"] * share, p)
     return {"compute": compute, "neurons": 0.0, "memory": memory}
 
 
-def dense_traffic(layer: Mapping[str, Any], macs: float, inputs: float, outputs: float, p: Arithmetic) -> float:
-    """pJ of the memory of a dense layer: a weight and an input a multiply-add, and every output once."""
-    weight = p.weight * access(layer["weights"] * p.weight)
-    return macs * (weight + p.activation * access(inputs * p.activation)) + outputs * p.activation * access(
-        outputs * p.activation
-    )
+def dense_traffic(layer: Mapping[str, Any], macs: float, outputs: float, p: Arithmetic) -> float:
+    """pJ of the memory of a dense layer: a weight and an input a multiply-add, and every output once.
+
+    Memories hold a time step.
+    """
+    share = layer["once"] / layer["dense"]
+    read = p.weight * access(layer["weights"] * p.weight)
+    read += p.activation * access(layer["inputs"] * share * p.activation)
+    return macs * read + outputs * p.activation * access(layer["outputs"] * share * p.activation)
 
 
 def table(student: Mapping[str, Any], teacher: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:

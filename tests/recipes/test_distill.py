@@ -192,7 +192,7 @@ def test_every_mistake_is_reported_at_once_with_its_path_and_the_nearest_name(ca
         (["--method", ""], "method: none is given"),
         (["--student", "small(width=3)"], "small.width: no such setting; did you mean 'widths'?"),
         (["--student", "small(neuron=lfi)"], "'lfi' is unknown"),
-        (["--teacher", "small"], "without weights"),
+        (["--teacher", "small"], "without trained weights"),
         (["--epochs", "two"], "epochs: 'two' will not do"),
         (["extra"], "'extra': expected a flag"),
         (["--seed", "1", "--seed", "2"], "--seed is given twice"),

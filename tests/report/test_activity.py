@@ -218,6 +218,17 @@ def test_products_of_attention_are_counted():
     assert counted["synapses"]["products"]["dense"] == 5 * 5 * 4 + 5 * 4 * 5
 
 
+def test_attention_in_one_call_is_its_two_products():
+    class Fused(nn.Module):
+        def forward(self, x):
+            q, k, v = x[..., :4], x[..., 4:8], x[..., 8:]
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v).mean((1, 2))
+
+    counted = activity(Fused(), [{"x": torch.rand(3, 2, 5, 14), "y": torch.zeros(3)}])["synapses"]["products"]
+    assert counted["kind"] == "mac"
+    assert counted["operations"] == counted["dense"] == counted["once"] == 2 * (5 * 5 * 4 + 5 * 5 * 6)
+
+
 def test_plain_layers_agree_with_spikingjelly():
     """Binary inputs to plain layers; by hand where spikingjelly is not installed."""
     torch.manual_seed(0)

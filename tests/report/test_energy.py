@@ -104,3 +104,12 @@ def test_neurons_of_another_library_are_not_taken_for_an_ann():
     assert "foreign" not in teacher
     assert [row["name"] for row in energy.table(student, teacher)] == ["teacher"] + 3 * ["ANN of the student's shape"]
     assert not any(row["name"] == "teacher" for row in energy.table(teacher, student))
+
+
+def test_memories_of_a_dense_layer_hold_one_step_of_many():
+    """A layer of float frames runs T times, and its memories are as large as those of the one that runs once."""
+    big = {"inputs": 40_000.0, "outputs": 80_000.0, "weights": 10}  # beyond the smallest memory
+    timed = FIRST | {"dense": 4000.0} | {k: 4 * v if k != "weights" else v for k, v in big.items()}
+    once, four = ({"steps": 4, "layers": {}, "synapses": {"first": layer}} for layer in (FIRST | big, timed))
+    assert energy.spiking(four)["memory"] == pytest.approx(4 * energy.spiking(once)["memory"])
+    assert energy.ann(four)["memory"] == pytest.approx(energy.ann(once)["memory"])
