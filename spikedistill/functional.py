@@ -159,6 +159,28 @@ def potential(model: nn.Module, tap: str, who: str) -> str:
     return tap or f"{inside[-1]}.v"
 
 
+def shortcut(model: nn.Module, norm: str, who: str) -> str:
+    """The tap that is added to this norm in a residual block, its child `shortcut`; "" where the norm is in none.
+
+    Raises SpecError, beginning with `who`, where it is not the last norm before the sum, or what is added has no tap.
+    """
+    for depth in range(norm.count("."), 0, -1):
+        block = ".".join(norm.split(".")[:depth])
+        inside = model.get_submodule(block)
+        if not (hasattr(inside, "shortcut") or hasattr(inside, "downsample")):
+            continue
+        norms = [n for n, m in inside.named_modules() if isinstance(m, nn.BatchNorm2d)]
+        last = [n for n in norms if n.split(".")[0] not in ("shortcut", "downsample")][-1]
+        if norm != f"{block}.{last}":
+            raise SpecError([f"{who}.norms: '{norm}' is not the norm before the sum of its block, '{block}.{last}' is"])
+        if hasattr(inside, "downsample") or not isinstance(inside.shortcut, nn.Module):
+            raise SpecError(
+                [f"{who}.norms: what '{block}' adds to '{norm}' cannot be tapped: give teacher_taps instead"]
+            )
+        return f"{block}.shortcut"
+    return ""
+
+
 def idle(who: str, why: str, **given: bool) -> None:
     """Raise SpecError for settings of a method that were given although they do nothing there."""
     if mistakes := [f"{who}.{name}: it does nothing {why}" for name, other in given.items() if other]:

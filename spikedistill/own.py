@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
@@ -71,6 +72,13 @@ def _module(file: Path, changed: int) -> ModuleType:
     code = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(code)
     return code
+
+
+def line(name: str, error: Exception) -> str:
+    """' (line 12)', where in the file of 'file.py:function' an error came from; empty where it did not."""
+    file = str(Path(name.partition(".py:")[0] + ".py").resolve())
+    lines = [number for frame, number in walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+    return f" (line {lines[-1]})" if lines else ""
 
 
 def taken(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ events. `Pairs` joins events and images of the same classes, `load(EVENTS, pair=
 """
 
 import difflib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ __all__ = [
     "names",
     "paired",
     "parse",
+    "refuse_code",
     "settings_of",
     "statistics",
 ]
@@ -104,7 +106,7 @@ def load(
     """A data set by name, or by a function of yours, 'path/to/file.py:function(setting=2)', that returns a `Data`.
 
     A function of yours is called with what it takes of root, valid, seed, batch_size, augment, size, workers, steps and
-    frames, which are as they are here.
+    frames, which are as they are here; where one is None it has its own default.
     root: the folder its files are in; valid: the share of the training data held out, always the same samples, 0 for
     none; seed: of the order and the augmentation; augment: as `parse` reads it, "default" for what suits the data;
     size: side of the images of `folder:` and `imagenet`, and of the frames of recorded events; workers: processes that
@@ -153,10 +155,12 @@ def _own(text: str, given: Mapping[str, Any]) -> Data:
     if wrong := own.check(name, asked):
         raise DataError("; ".join(wrong))
     function = own.imported(name)
+    how = own.taken(function, {k: v for k, v in given.items() if v is not None}) | asked
     try:
-        made = function(**own.taken(function, given) | asked)
+        inspect.signature(function).bind(**how)
     except TypeError as error:
-        raise DataError(f"{name} cannot be called: {error}") from error
+        raise DataError(f"{name} cannot be called with {', '.join(how) or 'nothing'}: {error}") from None
+    made = function(**how)
     if not isinstance(made, Data):
         raise DataError(f"{name} returned a {type(made).__name__}: it must return a Data, as from_tensors gives it")
     return made
@@ -208,7 +212,7 @@ def check(
     ):
         try:
             look()
-        except DataError as error:
+        except (DataError, spec.SpecError) as error:
             errors.append(str(error))
     if pair is not None and not has_steps(pair):
         errors += [f"pair: {m}" for m in check(pair, root=pair_root, size=pair_size, download=download)]
@@ -218,6 +222,16 @@ def check(
 def _suits(name: str, augment: Any) -> None:
     if isinstance(augment, str) and augment != "default" and not own.is_own(name):
         suits(parse(augment), has_steps(name))
+
+
+def refuse_code(run: Mapping[str, Any], trust: bool, hint: str = "give --trust-code") -> None:
+    """Raise SpecError where the data of a run's settings, or the images of its pair, are made by code, unless to trust.
+
+    Who made the run folder chose the file.
+    """
+    for key in ("data", "pair"):
+        if run.get(key) and own.is_own(run[key]) and not trust:
+            raise spec.SpecError([f"{key}: made by the code '{run[key]}': if you trust it, {hint}"])
 
 
 PAIRING = ("pair", "pair_root", "pair_size", "pair_classes")

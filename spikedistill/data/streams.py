@@ -90,7 +90,8 @@ def fewer(data: Data, share: float) -> Data:
     """The same data with a share of the training samples, always the same: of every class, rounded, at least one."""
     labels = labels_of(data.train).cpu()
     single = (labels.bincount()[labels] == 1).nonzero()[:, 0]  # which `hold_out` never takes
-    rows = torch.cat([hold_out(labels, share)[1], single]).sort().values
+    several = hold_out(labels, share)[1] if len(single) < len(labels) else single[:0]
+    rows = torch.cat([several, single]).sort().values
     less = _rows(data.train, rows, drop_last=data.train.drop_last and len(rows) >= data.train.batch_size)
     return replace(data, train=less)
 

@@ -175,10 +175,10 @@ def joint_a_snn(
     if neuron is None:
         raise SpecError([f"joint_a_snn: the student ({type(student).__name__}) has no spiking neurons"])
     size = classes_of(student, classes, "joint_a_snn")
-    if not (kept := [m[-1] for m in student.modules() if isinstance(m, parametrize.ParametrizationList)]):
-        factorise(student)
-    elif not all(isinstance(m, Factors) for m in kept):
+    convs = [m for m in student.modules() if isinstance(m, nn.Conv2d) and parametrize.is_parametrized(m)]
+    if len(convs) > sum(len(m) == 1 for m in factors(student)):
         raise SpecError(["joint_a_snn: kernels with gates have no factors for the ANN to share: leave out one"])
+    student = student if convs else factorise(student)
     branches = [Exit(channels, k, width, out, size, neuron) for (_, channels), k in zip(early, strides)]
     objective = JointASNN(branches, [*(tap for tap, _ in early), last], alpha, beta, tau, readout)
     passes = {"student": Pass(student, grad=True), "ann": Pass(twin(student), grad=True)}

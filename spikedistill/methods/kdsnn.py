@@ -33,7 +33,7 @@ from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan
 from spikedistill.core.step import Pass, Step
 from spikedistill.core.taps import published
-from spikedistill.functional import idle, matched, mean_square, paired, wide
+from spikedistill.functional import idle, matched, mean_square, paired, shortcut, wide
 from spikedistill.objectives import CE, KD
 from spikedistill.spec import NonNegative, Positive, Share, SpecError
 
@@ -94,21 +94,12 @@ class Features(nn.Module):
     def forward(self, step: Step) -> Tensor:
         terms = []
         seen = step.teacher.taps
-        for (s, t, shortcut), adapt, transform in zip(self.pairs, self.adapt, self.transforms):
+        for (s, t, added), adapt, transform in zip(self.pairs, self.adapt, self.transforms):
             x = adapt(rate(step.student.taps[s]))
-            target = rate(seen[t] + seen[shortcut] if shortcut else seen[t])
+            target = rate(seen[t] + seen[added] if added else seen[t])
             target = matched(transform(target), x, self.resize, "kdsnn")
             terms.append(self.distance(x, target))
         return torch.stack([d * self.decay**i for i, d in enumerate(reversed(terms))]).sum()
-
-
-def shortcut_of(norm: str, teacher: nn.Module) -> str:
-    """The tap that a residual block adds to this norm, "" where it adds none. Raises SpecError where it has no tap."""
-    block = norm.rpartition(".")[0]
-    parts = dict(teacher.get_submodule(block).named_children())
-    if hasattr(teacher.get_submodule(block), "downsample"):
-        raise SpecError([f"kdsnn.norms: what '{block}' adds to '{norm}' cannot be tapped: give teacher_taps instead"])
-    return f"{block}.shortcut" if "shortcut" in parts else ""
 
 
 def pooled(x: Tensor) -> Tensor:  # [T, B, C, H, W] or [T, B, C] -> [B, C]
@@ -166,7 +157,7 @@ def kdsnn(
         idle("kdsnn", "beside norms", teacher_taps=bool(teacher_taps))
         found = dict(teacher.named_modules())
         transforms = [MarginReLU(margin(found.get(name), name)) for name in norms]
-        shortcuts = [shortcut_of(name, teacher) for name in norms]
+        shortcuts = [shortcut(teacher, name, "kdsnn") for name in norms]
         teacher_taps, taps = norms, taps or [*getattr(student, "dims", {})]
         if len(taps) != len(norms):
             raise SpecError([f"kdsnn: {len(taps)} taps of the student and {len(norms)} norms, they go in pairs"])

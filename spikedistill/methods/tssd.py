@@ -129,7 +129,7 @@ def tssd(
 
     alpha: weight of the longer run.  beta: weight of the weak classifiers.  tau: temperature of both.
     scale_tau2: multiply both by tau^2, which keeps their gradients independent of tau.
-    steps: T_s, None for the student's own, or all frames of a recording.  long: T_t, None for twice the student's own.
+    steps: T_s, None for the student's own, which all frames of a recording have to be.  long: T_t, None for twice T_s.
     taps: maps with a weak classifier; empty for the one at half depth.
     weak: classify the average of the map, or that of one more convolution with norm and neuron.
     weak_ce: weight of the labels for the weak classifiers.
@@ -144,6 +144,9 @@ def tssd(
     def prepare(batch: Batch, progress: float) -> Batch:
         if short is None and batch["x"].ndim == 4:
             raise SpecError([f"tssd.steps: {type(student).__name__} does not say how many an image takes: set it"])
+        if steps is None and short and batch["x"].ndim == 5 and len(batch["x"]) != short:
+            frames = f"samples have {len(batch['x'])} frames, the student {short} steps"
+            raise SpecError([f"tssd.steps: {frames}: say how many it is to see, and `long` with it"])
         return lengthened(batch, steps, long)
 
     names = [*getattr(student, "dims", {})]

@@ -127,11 +127,19 @@ def check(model: str, **given: Any) -> list[str]:
 def weightless(model: str) -> bool:
     """Whether a model's text, which `check` accepts, names one whose weights are drawn, or those of its last layer."""
     name, _, asked = parse(model)
-    if library := _library_of(name):
-        given = {k: v for k, v in asked.items() if k in ("pretrained", "classes")}
-        clean, _ = bind(LIBRARIES[library][0], given, name, skip=1)
-        return not clean.get("pretrained") or "classes" in clean
-    return ".py:" not in name
+    if not _library_of(name):
+        return not own.is_own(name)
+    return "checkpoint_path" not in asked and not keeps_classes(model)
+
+
+def keeps_classes(model: str) -> bool:
+    """Whether a model's text names a trained one of a library, with the classes that it was trained for."""
+    name, _, asked = parse(model)
+    library = _library_of(name)
+    if not library or asked.keys() & {"classes", "num_classes", "checkpoint_path"}:
+        return False
+    given = {k: v for k, v in asked.items() if k == "pretrained"}
+    return bool(bind(LIBRARIES[library][0], given, name, skip=1)[0].get("pretrained"))
 
 
 def parameters(model: nn.Module) -> int:
@@ -166,6 +174,7 @@ __all__ = [
     "Spiking",
     "build",
     "check",
+    "keeps_classes",
     "measure_dims",
     "module",
     "parameters",

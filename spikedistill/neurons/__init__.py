@@ -27,12 +27,15 @@ def make(neuron: str | Callable[[], nn.Module], **defaults: object) -> Callable[
     kind = NEURONS[name]
     if positional:
         raise SpecError([f"neuron '{neuron.strip()}': give settings by name, {name}(key=value)"])
-    if "surrogate" in asked:
-        asked["surrogate"] = _surrogate(str(asked["surrogate"]))
-    clean, mistakes = bind(kind.__init__, asked, name, skip=1)
+    valid = {key for each in NEURONS.values() for key in settings(each.__init__, skip=1)}
+    if wrong := defaults.keys() - valid:
+        raise SpecError([f"{key}: neurons have no such setting; {near(key, valid)}" for key in sorted(wrong)])
+    asked = {k: v for k, v in defaults.items() if k in settings(kind.__init__, skip=1)} | asked
+    if not isinstance(surrogate := asked.get("surrogate", ATan()), Surrogate):
+        asked["surrogate"] = _surrogate(str(surrogate))
+    keywords, mistakes = bind(kind.__init__, asked, name, skip=1)
     if mistakes:
         raise SpecError(mistakes)
-    keywords = {k: v for k, v in defaults.items() if k in settings(kind.__init__, skip=1)} | clean
     factory = partial(kind, **keywords) if keywords else kind
     try:
         factory()

@@ -295,8 +295,8 @@ def distill(
 def as_given(c: Config, data: Any, settings: Mapping[str, Any]) -> tuple[Config, list[str]]:
     """The config with batches and time steps of data given as an object, and the settings that could not change it."""
     size, of_data = data.train.batch_size, {*data_sets.settings_of(c.model_dump()), "augment", "valid"} - {"steps"}
-    own = sorted(of_data & settings.keys())
-    mistakes = [f"{key}: the data are given as an object, which has its own; leave it out" for key in own]
+    idle = sorted(of_data & settings.keys())
+    mistakes = [f"{key}: the data are given as an object, which has its own; leave it out" for key in idle]
     if settings.get("batch", size) != size:
         mistakes.append(f"batch: the data that are given have batches of {size}: make them with batch_size={c.batch}")
     steps = c.steps if data.steps is None else data.steps
@@ -433,9 +433,9 @@ def networks(
     if teacher is None and c.teacher:
         trained, shown = Path(c.teacher).exists(), data if shown is None else shown
         load = partial(runs.load, fast=False, trust_code=True)
-        # a trained model of a library keeps its last layer: one for these classes would be drawn, and teach noise
-        own = not trained and ".py:" not in c.teacher and not models.weightless(c.teacher)
-        teacher = load(c.teacher) if trained else models.build(c.teacher, **({} if own else image(shown)))
+        # another last layer for these classes would be drawn, and teach noise
+        given = {} if models.keeps_classes(c.teacher) else image(shown)
+        teacher = load(c.teacher) if trained else models.build(c.teacher, **given)
         known = runs.about(c.teacher).get("classes") if trained else None
         numbers = [str(i) for i in range(len(shown.classes))]  # what classes without names are called
         if known and known != [*shown.classes] and numbers not in (known, [*shown.classes]):
@@ -534,6 +534,10 @@ def planned(c: Config, student: nn.Module, teacher: nn.Module | None) -> Plan:
             mistakes += error.mistakes
         except (TapError, ValueError) as error:  # of settings that do not go together
             mistakes.append(f"{name}: {str(error).removeprefix(f'{name}: ')}")
+        except Exception as error:
+            if not own.is_own(name):
+                raise
+            mistakes.append(f"{name}: {type(error).__name__}: {error}{own.line(name, error)}")
     if (gates := transforms.plan(student)) is not None:
         plans.append(gates)
     try:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from spikedistill import data as data_sets
-from spikedistill import models, own, runs, transforms
+from spikedistill import models, runs, transforms
 from spikedistill.core.step import Batch
 from spikedistill.models.foreign import has_foreign_neurons
 from spikedistill.neurons import IF, Neuron
@@ -129,8 +129,9 @@ def data_of(c: Any) -> data_sets.Data:
     name = c.data or before.get("data")
     if not name or name.startswith("<"):
         raise SpecError(["data: the run does not name any that can be loaded again; give --data"])
-    if own.is_own(name) and not c.data and not c.trust_code:
-        raise SpecError([f"data: they are made by the code '{name}': if you trust it, give --trust-code, or --data"])
+    if name == before.get("data"):
+        mine = {"data": None} if c.data else {}
+        data_sets.refuse_code(before | mine, c.trust_code, "give --trust-code, or other --data")
     shape = runs.about(c.run).get("shape")
     how = data_sets.settings_of(before) if name == before.get("data") else {}
     if name != before.get("data"):

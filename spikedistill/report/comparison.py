@@ -81,7 +81,7 @@ def measures(name: str, of: Mapping[int, Result]) -> Row:
         "mac": average(lambda r: r["activity"]["operations"]["mac"]),
         "energy_compute_nj": spent["compute"],
         "energy_nj": spent["total"],
-        "seconds": average(lambda r: r["train_seconds"] - _for_cache(r, "seconds")),
+        "seconds": average(lambda r: r["train_seconds"] - for_cache(r, "seconds")),
         "cpu_seconds": average(_cpu_seconds),
         "peak_memory_bytes": average(lambda r: r["peak_memory_bytes"]),
         "parameters": results[0]["parameters"]["student"],
@@ -94,10 +94,10 @@ def measures(name: str, of: Mapping[int, Result]) -> Row:
 
 def _cpu_seconds(result: Result) -> float | None:
     used = result.get("train_cpu_seconds") if result.get("device") == "cpu" else None
-    return None if used is None else used - _for_cache(result, "cpu_seconds")
+    return None if used is None else used - for_cache(result, "cpu_seconds")
 
 
-def _for_cache(result: Result, clock: str) -> float:
+def for_cache(result: Result, clock: str) -> float:
     """Seconds of training that went into outputs of the teacher for all runs: the first to ask would pay them alone."""
     spent = result.get("teacher_cache", {})
     return spent.get(clock, spent.get("seconds", 0.0))  # earlier versions had one clock
@@ -224,7 +224,7 @@ def timed(rows: Sequence[Row]) -> bool:
 
 
 def legend(rows: Sequence[Row], confidence: float, together: int, cached: bool = False) -> list[str]:
-    """What the columns mean. cached: the teacher's outputs were kept for all runs."""
+    """What the columns mean. cached: outputs of the teacher were kept for all runs, and seconds are without them."""
     count = sum(row.get("verdict") in ("better", "worse", "unclear") for row in rows)
     clock = f"train s: seconds of training{f' with {together} runs side by side' if together > 1 else ''}"
     if timed(rows):

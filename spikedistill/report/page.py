@@ -15,7 +15,6 @@ from spikedistill import data as data_sets
 from spikedistill import runs
 from spikedistill.core.taps import infer
 from spikedistill.origin import changed, fingerprint, teacher_print
-from spikedistill.own import is_own
 from spikedistill.report import comparison, energy, figures, streams
 from spikedistill.report.activity import activity
 from spikedistill.report.tables import Table
@@ -192,8 +191,7 @@ def look(
     """
     without: list[str] = []
     student = runs.load(folder, fast=False, trust_code=trust_code)
-    if is_own(config["data"]) and not trust_code:
-        raise SpecError([f"data: they are made by the code '{config['data']}': if you trust it, give --trust-code"])
+    data_sets.refuse_code(config, trust_code)
     how = data_sets.settings_of(config) | {"download": False}
     data = data_sets.load(config["data"], batch_size=config["batch"], augment="none", valid=config["valid"], **how)
     about = runs.about(folder)
@@ -448,7 +446,7 @@ def of_compare(folder: Path) -> dict[str, Any]:
     if not rows:
         raise SpecError([f"'{folder}': no run of this comparison is finished, so there is nothing to report yet"])
     accuracy, *cost = comparison.tables(rows, "", baseline, c["confidence"])
-    legend = comparison.legend(rows, c["confidence"], c.get("jobs", 1), bool(c.get("teacher_cache")))
+    legend = comparison.legend(rows, c["confidence"], c.get("jobs", 1), c.get("cache_left_out", False))
     drawn = {"accuracies": (figures.dots(rows), "")}
     if any("difference" in row for row in rows):
         caption = "Blue: better, orange: worse, grey: not shown to differ."

@@ -51,16 +51,18 @@ def foldable(model: nn.Module) -> bool:
     return any(hasattr(m, "merged") or parametrize.is_parametrized(m) for m in model.modules())
 
 
-def _fold(module: nn.Module, training: bool) -> int:
-    count = 0
+def _fold(module: nn.Module, training: bool, folded: dict[nn.Module, nn.Module] | None = None) -> int:
+    count, folded = 0, {} if folded is None else folded  # what has two names keeps them
     for name, child in [*module._modules.items()]:  # named_children leaves out what has two names
         if child is None:
             continue
         if hasattr(child, "merged"):
-            setattr(module, name, cast(Any, child).merged().train(training))
+            if child not in folded:
+                folded[child] = cast(Any, child).merged().train(training)
+            setattr(module, name, folded[child])
             count += 1
         else:
-            count += _fold(child, training)
+            count += _fold(child, training, folded)
     if parametrize.is_parametrized(module):
         for tensor in [*cast(nn.ModuleDict, module.parametrizations)]:
             parametrize.remove_parametrizations(module, tensor)

@@ -49,11 +49,11 @@ def survey(model: nn.Module, shape: Sequence[int]) -> Survey:
             found.behind[conv].append(name if found.shapes.get(name) == sizes[conv] else "")
 
     def emits(name: str) -> Callable:
-        def hook(_module: nn.Module, inputs: tuple, out: Tensor) -> Tensor:
+        def hook(_module: nn.Module, inputs: tuple, named: dict, out: Tensor) -> Tensor:
             once(name, marks)
             marks[name] = out.new_ones((), requires_grad=True)
             found.shapes[name], found.fan_out[name] = tuple(out.shape[2:]), 0.0
-            behind(inputs[0], name)
+            behind((*inputs, *named.values())[0], name)
             return out.detach() * marks[name]
 
         return hook
@@ -79,8 +79,9 @@ def survey(model: nn.Module, shape: Sequence[int]) -> Survey:
     with ExitStack() as stack, eval_mode(model), torch.enable_grad():
         for name, module in model.named_modules():
             if isinstance(module, Neuron | nn.Conv2d | nn.Linear):
-                hook = (emits if isinstance(module, Neuron) else reads)(name)
-                stack.callback(module.register_forward_hook(hook).remove)
+                fires = isinstance(module, Neuron)
+                hook = (emits if fires else reads)(name)
+                stack.callback(module.register_forward_hook(hook, with_kwargs=fires).remove)
         behind(call(model, torch.zeros(1, *shape, device=like.device, dtype=like.dtype)).logits)
     found.behind = {conv: names for conv, names in found.behind.items() if names and all(names)}
     return found

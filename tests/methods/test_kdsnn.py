@@ -11,7 +11,7 @@ from spikedistill import models
 from spikedistill.core.output import Output
 from spikedistill.core.step import Step
 from spikedistill.core.taps import infer
-from spikedistill.functional import mean_square
+from spikedistill.functional import mean_square, shortcut
 from spikedistill.methods import kdsnn
 from spikedistill.methods.kdsnn import Features, MarginReLU, Pooled, margin, partial_distance
 from spikedistill.spec import SpecError
@@ -240,15 +240,23 @@ def test_the_norm_of_a_residual_block_is_read_with_its_shortcut():
     ]
     x, stages = toy_batch()["x"], [f"stage{i}" for i in (1, 2, 3, 4)]
     seen = infer(teacher, x, None, [*objective.taps["teacher"], *stages]).taps
-    for (_, tap, shortcut), stage in zip(objective.pairs, stages, strict=True):
-        assert shortcut == tap.replace("norm2", "shortcut") and (seen[tap] + seen[shortcut]).min() < 0
-        torch.testing.assert_close((seen[tap] + seen[shortcut]).relu(), seen[stage])
+    for (_, tap, added), stage in zip(objective.pairs, stages, strict=True):
+        assert added == tap.replace("norm2", "shortcut") and (seen[tap] + seen[added]).min() < 0
+        torch.testing.assert_close((seen[tap] + seen[added]).relu(), seen[stage])
     one = ["s0"], ["stage2.1.norm2"], [(8, 8)], objective.transforms[1:2]
     last = plain(Features(*one, shortcuts=["stage2.1.shortcut"]))
     target = torch.maximum((seen["stage2.1.norm2"] + seen["stage2.1.shortcut"])[0], objective.transforms[1].margin)
     zeros = Output(torch.zeros(1, 4, 3), {"s0": torch.zeros(1, 4, 8, 4, 4)})
     step = Step({}, {"student": zeros, "teacher": Output(torch.zeros(1, 4, 3), seen)})
     torch.testing.assert_close(last(step), partial_distance(zeros.taps["s0"][0], target))
+    with pytest.raises(
+        SpecError, match=r"'stage4\.1\.norm1' is not the norm before the sum of its block, 'stage4\.1\.norm2'"
+    ):
+        shortcut(teacher, "stage4.1.norm1", "kdsnn")
+    nested = nn.Module()
+    nested.block = nn.Module()
+    nested.block.shortcut, nested.block.branch = nn.Identity(), nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+    assert shortcut(nested, "block.branch.1", "kdsnn") == "block.shortcut"  # as in Hugging Face
     teacher.stage4[1].downsample = None  # as in timm and torchvision, where it is called where it is not None
     with pytest.raises(SpecError, match=r"what 'stage4\.1' adds to 'stage4\.1\.norm2' cannot be tapped"):
         kdsnn(student, teacher, taps=["stage1", "stage1", "stage2", "stage3"], norms=names)

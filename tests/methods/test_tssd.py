@@ -95,10 +95,11 @@ def test_frames_of_the_longer_run():
 
 def test_no_frame_is_left_out_unasked():
     recording = {"x": torch.rand(5, 2, 2, 8, 8)}
-    seen = tssd(toy_student(3)).prepare(recording, 0.0)
-    assert torch.equal(seen["x"], recording["x"]) and len(seen["long"]) == 6
-    with pytest.raises(ValueError, match="long: 4 will not do: it should be at least the 5 frames"):
-        tssd(toy_student(2)).prepare(recording, 0.0)
+    seen = tssd(toy_student(5)).prepare(recording, 0.0)
+    assert torch.equal(seen["x"], recording["x"]) and len(seen["long"]) == 10
+    for steps in (2, 3, 8):  # the longer run would be no longer, or not twice as long
+        with pytest.raises(SpecError, match=rf"samples have 5 frames, the student {steps} steps: say how many"):
+            tssd(toy_student(steps)).prepare(recording, 0.0)
     assert len(tssd(toy_student(2), steps=2).prepare(recording, 0.0)["x"]) == 2
     student: Any = toy_student()
     del student.steps

@@ -165,7 +165,15 @@ def test_a_teacher_of_a_library_has_trained_weights_and_its_own_last_layer(timm,
     assert own_teacher(x, y, teacher="timm:resnet18(pretrained=True)", out=tmp_path / "run")["test"]["samples"] == 24
 
 
-@pytest.mark.parametrize("text, trained", [("timm:resnet18(pretrained=True)", False), ("timm:resnet18", True)])
+@pytest.mark.parametrize(
+    "text, trained",
+    [
+        ("timm:resnet18(pretrained=True)", False),
+        ("timm:resnet18(checkpoint_path='mine.pth')", False),
+        ("timm:resnet18(pretrained=True, num_classes=3)", True),
+        ("timm:resnet18", True),
+    ],
+)
 def test_compare_trains_a_teacher_that_has_no_weights_and_no_other(timm, text, trained):
     assert is_trained_here(text) == trained
     assert is_trained_here("small(neuron=relu)") and not is_trained_here(None) and not is_trained_here("smal")
@@ -217,7 +225,8 @@ from spikedistill.data import from_events
 from spikedistill.objectives import CE
 
 
-def recordings(batch_size, steps=5, valid=0.25, silent=False):
+def recordings(batch_size, steps=5, valid=0.25, silent=False, root="mine"):
+    assert root == "mine"
     torch.manual_seed(0)
     x = torch.randint(0, 3, (24, steps, 2, 8, 8)) * (not silent)
     both = [(frames, i % 3) for i, frames in enumerate(x)]
@@ -227,6 +236,10 @@ def recordings(batch_size, steps=5, valid=0.25, silent=False):
 class Apart(torch.nn.Module):
     def forward(self, step):
         return -rate(step.student.logits).std()
+
+
+def deep(student, teacher=None, *, weight):
+    return Plan({"student": Pass(student, grad=True)}, {"ce": (weight * student.depth_of_mine, CE())})
 
 
 def apart(student, teacher=None, *, weight: float = 0.5):
@@ -255,8 +268,24 @@ def test_data_of_a_function_are_trained_on_predicted_and_exported(mine, tmp_path
     assert json.loads((tmp_path / "answers.json").read_text())["accuracy"] == result["test"]["accuracy"]
     assert answer("predict", out, "--data", name) == 0
     page = (answer("report", out), (tmp_path / "run" / "report.html").read_text())[1]
-    assert "they are made by the code" in page and "Confusion" not in page
+    assert "made by the code" in page and "Confusion" not in page
     assert answer("report", out, "--trust-code") == 0 and "Confusion" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_code_that_a_run_folder_names_is_not_run_unasked(mine, tmp_path, capsys):
+    """Neither as its data nor as the images of a pair; who made the folder may have made the file."""
+    out = tmp_path / "run"
+    assert answer("distill", "--data", f"{mine}:recordings", "--method", "ce", "--out", str(out), *OWN) == 0
+    (tmp_path / "evil.py").write_text("raise SystemError('it ran')\n\n\ndef images():\n    pass\n")
+    settings = json.loads((out / "config.json").read_text())
+    capsys.readouterr()
+    for more in ({"pair": f"{tmp_path}/evil.py:images"}, {"data": f"{tmp_path}/evil.py:images"}):
+        (out / "config.json").write_text(
+            json.dumps(settings | {"data": "fashion-events", "pair_classes": "common"} | more)
+        )
+        assert answer("predict", str(out)) == answer("export", str(out), "--to", "torch") == 2
+        assert capsys.readouterr().err.count(f"made by the code '{tmp_path}/evil.py:images'") == 2
+        assert answer("report", str(out)) == 0 and "evil.py:images" in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -267,6 +296,10 @@ def test_data_of_a_function_are_trained_on_predicted_and_exported(mine, tmp_path
         (["--data", "{}:recordings(batch_size=4)"], "makes batches of 4: let it take batch_size, or give --batch 4"),
         (["--data", "{}:recordings(steps=7)"], "gives 7 frames a sample: let it take steps, or give --steps 7"),
         (["--data", "{}:apart(student=1)"], "apart returned a Plan: it must return a Data"),
+        (
+            ["--method", "{}:deep(weight=1)"],
+            "deep: AttributeError: 'Small' object has no attribute 'depth_of_mine' (line 25)",
+        ),
         (["--method", "{}:apar"], "has no function 'apar': did you mean 'apart'?"),
         (["--method", "{}:apart(wait=1)"], "apart.wait: no such setting; it takes weight"),
         (["--method", "{}:apart(weight=much)"], "apart.weight: 'much' will not do"),
@@ -290,7 +323,8 @@ def test_a_method_of_a_function_is_compared_with_the_others(mine, tmp_path, caps
     mine.write_text(MINE.replace(".std()", ".var()"))
     capsys.readouterr()
     assert answer(*words) == 2
-    assert f"{mine}: these are not the ones that the runs in" in capsys.readouterr().err
+    assert f"was made with another {mine}: --mixed accepts it" in capsys.readouterr().err
+    assert answer(*words, "--mixed") == 0
     run = ["distill", "--config", str(tmp_path / "compare/runs/strong-1")]
     assert answer(*run) == 2 and f"{mine}: this is not what the run in" in capsys.readouterr().err
 

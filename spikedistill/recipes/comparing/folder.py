@@ -45,11 +45,16 @@ def folder_mistakes(c: Any, jobs: Sequence[Job], origin: Mapping[str, Any]) -> l
             mistakes.append(f"out: {other}")
         if job.settings["teacher"] and changed(job.folder, {"teacher": origin["teacher"]}):
             mistakes.append(f"out: {where} was made with another teacher: choose another --out, or delete it")
+        if not c.mixed:
+            files = changed(job.folder, {"code": origin["code"]})
+            mistakes += [f"out: {where} was made with another {file}: --mixed accepts it" for file in files]
         others = [f"{k} {made.get(k)} there, {now[k]} now" for k in ("spikedistill", "torch") if made.get(k) != now[k]]
         if others and not c.mixed:
             mistakes.append(f"out: {where} was made by other versions ({'; '.join(others)}): --mixed accepts it")
     others = "these are not the ones that the runs in"
-    mistakes += [f"{key}: {others} '{out}' were made with: choose another --out" for key in changed(out, origin)]
+    mistakes += [
+        f"{key}: {others} '{out}' were made with: choose another --out" for key in changed(out, {**origin, "code": {}})
+    ]
     if (out / "config.json").exists():
         before = distill.Config().model_dump() | runs.read_json(out / "config.json")
         now_all = json.loads(json.dumps(c.model_dump()))

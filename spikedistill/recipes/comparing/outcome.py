@@ -68,6 +68,7 @@ def summary(c: Any, rows: Sequence[Row], tuned: Mapping[str, Any]) -> dict[str, 
         "rows": compared,
         "teacher": teacher,
         "teacher_cache": cache,
+        "cache_left_out": any(comparison.for_cache(r, "seconds") for of in results.values() for r in of.values()),
         "references": energies,
         "jobs": c.jobs,
         "settings": c.model_dump(include={*COMMON}),
@@ -155,7 +156,7 @@ def write(result: dict[str, Any], c: Any) -> None:
     drawn = comparison.tables(result["rows"], result["title"], result["baseline"], c.confidence)
     words = [*result["conclusions"], *(f"Note: {note}." for note in result["notes"])]
     words += [f"Not shown: {what}" for what in result["not_shown"]]
-    legend = comparison.legend(result["rows"], c.confidence, c.jobs, bool(result["teacher_cache"]))
+    legend = comparison.legend(result["rows"], c.confidence, c.jobs, result["cache_left_out"])
     (out / "compare.md").write_text(
         "\n".join([*map(tables.markdown, drawn), *(f"- {w}" for w in words), "", *legend]) + "\n"
     )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from spikedistill import data as data_sets
-from spikedistill import models, runs
+from spikedistill import models, own, runs
 from spikedistill.cache import Cache
 from spikedistill.core.evaluate import evaluate
 from spikedistill.core.plan import Prepare
@@ -29,7 +29,9 @@ def streams(method: str) -> frozenset[str]:
     with torch.random.fork_rng(devices=[]):
         try:
             plan = builder(method)(models.build("small"), models.build("small(neuron=relu)"))
-        except (SpecError, ValueError):  # it wants a teacher of its own
+        except Exception as error:  # it wants a teacher of its own, or is one of yours for other models
+            if not (own.is_own(method) or isinstance(error, ValueError)):
+                raise
             return frozenset()
     return frozenset(p.x for p in plan.passes.values()).intersection(PAIRED)
 
