@@ -102,10 +102,14 @@ def teacher_row(c: Any, data: str) -> dict[str, Any] | None:
     """What is known of the teacher: size, and accuracy if of these data (their print), where it is a run folder."""
     if c.teacher is None:
         return None
-    file, origin = (Path(c.teacher) / f"{name}.json" for name in ("result", "origin"))
+    file, origin, config = (Path(c.teacher) / f"{name}.json" for name in ("result", "origin", "config"))
     if not file.exists():
         return {"name": c.teacher}
-    result, same = runs.read_json(file), origin.exists() and runs.read_json(origin)["data"] == data
+    result = runs.read_json(file)
+    if origin.exists():
+        same = runs.read_json(origin)["data"] == data
+    else:  # of an earlier version
+        same = config.exists() and runs.read_json(config)["data"] == c.data and c.pair is None
     return {
         "name": c.teacher,
         "accuracy": result.get("test", {}).get("accuracy") if same else None,
