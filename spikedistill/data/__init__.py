@@ -150,10 +150,16 @@ def load(
     return (images.vision if name in images.VISION else images.idx)(name, root, download=download, **how)
 
 
-def _own(text: str, given: Mapping[str, Any]) -> Data:
+def _own_name(text: str) -> tuple[str, dict[str, Any]]:
+    """What a text names and the settings in it. DataError where there is no such function."""
     name, _, asked = spec.parse(text)
     if wrong := own.check(name, asked):
         raise DataError("; ".join(wrong))
+    return name, asked
+
+
+def _own(text: str, given: Mapping[str, Any]) -> Data:
+    name, asked = _own_name(text)
     function = own.imported(name)
     how = own.taken(function, {k: v for k, v in given.items() if v is not None}) | asked
     try:
@@ -186,9 +192,7 @@ def check(
 
     def source() -> None:
         if own.is_own(name):
-            called, _, asked = spec.parse(name)
-            if wrong := own.check(called, asked):
-                raise DataError("; ".join(wrong))
+            _own_name(name)
         elif name.startswith("folder:"):
             folders.scan(_folder(name, root))
         elif name in images.VISION:

@@ -80,8 +80,8 @@ class IF(Neuron):
         return 1.0, 1.0
 
 
-class LIF(Neuron):
-    """Leaky integrate and fire. tau: membrane time constant in steps, >= 1. decay_input: the leak scales the input."""
+class Leaky(Neuron):
+    """What LIF and PLIF share: their settings, of which `tau` goes to `set_leak`."""
 
     def __init__(
         self,
@@ -94,9 +94,20 @@ class LIF(Neuron):
         surrogate: Surrogate = ATan(),
     ):
         super().__init__(v_th, v_reset, strict, detach_reset, surrogate)
+        self.decay_input = decay_input
+        self.set_leak(tau)
+
+    def set_leak(self, tau: float) -> None:
+        raise NotImplementedError
+
+
+class LIF(Leaky):
+    """Leaky integrate and fire. tau: membrane time constant in steps, >= 1. decay_input: the leak scales the input."""
+
+    def set_leak(self, tau: float) -> None:
         if tau < 1:
             raise ValueError(f"tau must be at least 1, got {tau}")
-        self.tau, self.decay_input = tau, decay_input
+        self.tau = tau
 
     def coefficients(self) -> tuple[float, float]:
         return 1 - 1 / self.tau, 1 / self.tau if self.decay_input else 1.0
@@ -105,23 +116,12 @@ class LIF(Neuron):
         return f"tau={self.tau}, decay_input={self.decay_input}, {super().extra_repr()}"
 
 
-class PLIF(Neuron):
+class PLIF(Leaky):
     """LIF with a learned leak 1/tau = sigmoid(w), one w a layer. tau: its value at the start, > 1."""
 
-    def __init__(
-        self,
-        tau: float = 2.0,
-        decay_input: bool = True,
-        v_th: Positive = 1.0,
-        v_reset: float | None = 0.0,
-        strict: bool = False,
-        detach_reset: bool = True,
-        surrogate: Surrogate = ATan(),
-    ):
-        super().__init__(v_th, v_reset, strict, detach_reset, surrogate)
+    def set_leak(self, tau: float) -> None:
         if tau <= 1:
             raise ValueError(f"tau must be above 1, got {tau}")
-        self.decay_input = decay_input
         self.w = nn.Parameter(torch.tensor(-log(tau - 1)))
 
     def coefficients(self) -> tuple[Tensor, float | Tensor]:
