@@ -107,11 +107,14 @@ class Trainee(nn.Module):
 
 
 class Passes(Mapping[str, Output]):
-    """The outputs of one step. Trained passes run at once and in order, the others when first looked at."""
+    """The outputs of one step. Trained passes run at once and in order, the others when first looked at.
+
+    Those of other streams than "x" come first: running statistics of norms lean to what came last.
+    """
 
     def __init__(self, trainee: Trainee, batch: Batch):
         self.trainee, self.batch, self.done = trainee, batch, {}
-        for name, p in trainee.passes.items():
+        for name, p in sorted(trainee.passes.items(), key=lambda item: item[1].x == "x"):
             if p.grad:
                 self[name]
 

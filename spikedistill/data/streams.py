@@ -20,14 +20,13 @@ from .splits import Data, Split, hold_out
 
 
 def as_source(images: Tensor, shape: Sequence[int]) -> Tensor:
-    """Images [B,C,H,W] as an event network reads them, [B,c,h,w] for shape (c,h,w): the brightest colour of a pixel
-    (V of HSV; a grey value is itself), resized, the same in every channel. Of the range of the images.
+    """Images [B,C,H,W] as an event network reads them, [B,c,h,w] for shape (c,h,w): resized, then the brightest colour
+    of a pixel (V of HSV; a grey value is itself), the same in every channel. Of the range of the images.
     """
     channels, *size = shape
-    value = images.amax(1, keepdim=True)
-    if list(value.shape[-2:]) != size:
-        value = F.interpolate(value, size, mode="bilinear", antialias=True)
-    return value.expand(-1, channels, -1, -1).contiguous()
+    if list(images.shape[-2:]) != size:
+        images = F.interpolate(images, size, mode="bilinear", antialias=True)
+    return images.amax(1, keepdim=True).expand(-1, channels, -1, -1).contiguous()
 
 
 def labels_of(split: Split) -> Tensor:

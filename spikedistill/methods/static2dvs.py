@@ -14,8 +14,9 @@ CE is a mean over the batch. CKA is one number a batch, that of each device wher
 on the size of a feature, and a batch of one sample gives none (d = 1). While l_e[t] > align d[t], eta_t rises and takes
 weight from the labels. A batch has "x", events [T, B, C, H, W], and "source", for each of them a static image of its
 class, [B, C', H, W]. Images of other channels than the events enter as V = max over RGB, repeated over channels and T.
-Differs from the authors' code: BatchNorm takes its statistics over T and B of a stream at once, not step by step (its
-running ones mix both streams in either); with sliding=False the code also leaves L_da out, which is align=0 here.
+Differs from the authors' code: BatchNorm takes its statistics over T and B of a stream at once, not step by step. In
+both images run first, then events: of the running ones 53 % are of events here, 74 % there (momentum 0.1, T = 10).
+With sliding=False the code also leaves L_da out, which is align=0 here.
 The static head sees the last map averaged to grid x grid; the authors' VGG-SNN is grid=3, their ResNet grid=1.
 """
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from spikedistill.data import (
     DataError,
@@ -129,6 +130,11 @@ def test_source():
         source = streams.as_source(grey, (2, size, size))
         assert source.shape == (2, 2, size, size) and torch.equal(source[:, 0], source[:, 1])
         assert torch.allclose(source.mean(), grey.mean(), atol=0.05)
+    stripes = torch.zeros(1, 3, 6, 6)  # of red and green: resized to brown first, where V of them is white
+    stripes[:, 0, :, ::2] = stripes[:, 1, :, 1::2] = 1
+    source = streams.as_source(stripes, (2, 6, 2))
+    wanted = F.interpolate(stripes, (6, 2), mode="bilinear", antialias=True).amax(1, keepdim=True)
+    assert torch.equal(source, wanted.expand(-1, 2, -1, -1)) and source.max() < 0.8
 
 
 def test_a_class_in_one_modality_only():

@@ -255,6 +255,22 @@ def test_potentials_of_the_last_spiking_layer():
     }
 
 
+def test_images_run_first_so_that_running_statistics_lean_to_events():
+    student, batch = toy_student(), batch_of()
+    batch["x"] += 5
+    plan = static2dvs(student)
+    means, norm = [], student.get_submodule("stem.norm")
+    for name in ("source", "student"):
+        alone = toy_student()
+        alone.get_submodule("stem.norm").momentum = 1.0
+        call(alone, plan.prepare(batch, 0.0)[plan.passes[name].x])
+        means.append(alone.get_submodule("stem.norm").running_mean)
+    trainee = Trainee(Stage([batch], **vars(plan)))
+    trainee(batch, 0.0)
+    torch.testing.assert_close(norm.running_mean, 0.09 * means[0] + 0.1 * means[1])  # 0.9 x 0.1 of what came first
+    assert [*trainee.models] == ["student"]
+
+
 def test_size_of_the_published_network():
     with torch.device("meta"):
         student = vggsnn(classes=101, steps=10, bias=False)
