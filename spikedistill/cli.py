@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import App, Parameter
 
@@ -21,15 +21,22 @@ app = App(
     suppress_keyboard_interrupt=False,  # `guarded` says how to go on
 )
 Tokens = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
+Word = Annotated[str, Parameter(allow_leading_hyphen=True)]  # so that `spikedistill export --help` is a word of ours
 
-KINDS = ("methods", "models", "data", "recipes")
+Kind = Literal["methods", "models", "data", "recipes", "transforms", "optimizers"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @app.command(name="list")
-def list_(kind: Literal["methods", "models", "data", "recipes"] | None = None, *, markdown: bool = False) -> None:
-    """List methods, models, data or recipes, a line each; all four where none is named.
+def list_(kind: Kind | None = None, *, markdown: bool = False) -> None:
+    """List methods, models, data, recipes, transforms or optimizers, a line each; all of them where none is named.
 
-    markdown: methods as the table of docs/methods.md: what each needs, and what it goes with.
+    Parameters
+    ----------
+    kind
+        Which of them.
+    markdown
+        Methods as the table of docs/methods.md: what each needs, and what it goes with.
     """
     if markdown:
         if kind != "methods":
@@ -75,11 +82,11 @@ def catalogue(kind: str) -> dict[str, str]:
         from spikedistill import data
 
         return data.names()
-    return {name: first_line(function) for name, function in things(kind).items()}
+    return {name: first_line(kind, function) for name, function in things(kind).items()}
 
 
 def things(kind: str) -> dict[str, Callable]:
-    """Name -> builder, of methods, models or recipes."""
+    """Name -> builder, of methods, models, recipes, transforms or optimizers."""
     if kind == "methods":
         from spikedistill.methods import METHODS
 
@@ -88,41 +95,50 @@ def things(kind: str) -> dict[str, Callable]:
         from spikedistill.models import MODELS
 
         return MODELS
+    if kind == "transforms":
+        from spikedistill.transforms import TRANSFORMS
+
+        return {name: function for name, function in TRANSFORMS.items() if name != "merge"}  # which comes by itself
+    if kind == "optimizers":
+        from spikedistill.optim import OPTIMIZERS
+
+        return OPTIMIZERS
     from spikedistill.recipes import RECIPES
 
     return {name: module.run for name, module in RECIPES.items()}
 
 
-def first_line(function: Callable) -> str:
-    """The title of the file for methods and recipes, of the function for models."""
-    if function.__module__.startswith("spikedistill.models"):
-        return (function.__doc__ or "").strip().splitlines()[0]
-    return (sys.modules[function.__module__].__doc__ or "").strip().splitlines()[0]
+def first_line(kind: str, function: Callable) -> str:
+    """The title of the file for methods and recipes, of the function for the others."""
+    of_file = kind in ("methods", "recipes")
+    text = sys.modules[function.__module__].__doc__ if of_file else function.__doc__
+    return (text or "").strip().splitlines()[0].partition(".  ")[0]  # of a function, what follows are its settings
 
 
 @app.command
 def show(name: str) -> None:
-    """Show what a method, model, data set or recipe is, its paper, and its settings with defaults and meaning."""
-    for kind in KINDS:
-        entries = catalogue(kind)
-        if name in entries:
-            break
-    else:
+    """Show what something that `spikedistill list` has is, its paper, and its settings with defaults and meaning."""
+    kind = next((kind for kind in KINDS if name in catalogue(kind)), None)
+    if kind is None:
         every = [entry for kind in KINDS for entry in catalogue(kind)]
-        raise SpecError([f"'{name}' is no method, model, data set or recipe; {near(name, every)}"])
+        raise SpecError([f"'{name}' is none of {', '.join(KINDS)}; {near(name, every)}"])
     if kind == "data":
-        print(f"{name}: {entries[name]}")
-        return
+        return print(f"{name}: {catalogue(kind)[name]}")
     function = things(kind)[name]
     module = sys.modules[function.__module__]
     print(f"{name} ({kind[:-1]})\n")
-    if kind == "models":
-        print(_paragraphs(function))
-    print((module.__doc__ or "").strip(), "\n")
+    if kind in ("models", "transforms", "optimizers"):
+        print(first_line(kind, function), "\n")
+    if kind == "optimizers":
+        module = sys.modules["spikedistill.optim.stds"] if "stds" in name else None
+    if module is not None and module.__doc__:
+        print(module.__doc__.strip(), "\n")
     if kind == "recipes":
         table_of(*config_rows(module.Config))
     else:
-        table_of(*setting_rows(function, skip=2 if kind == "methods" else 0))
+        table_of(*setting_rows(function, skip=FILLED_IN.get(kind, 0)))
+    if kind in FLAGS:
+        print(f'\n--{FLAGS[kind]} "{name}(SETTING=VALUE, ...)"')
     if kind == "methods":
         from spikedistill.catalogue import ours
 
@@ -130,8 +146,8 @@ def show(name: str) -> None:
             print(f"\nours, {line}")
 
 
-def _paragraphs(function: Callable) -> str:
-    return (function.__doc__ or "").strip().splitlines()[0] + "\n"
+FILLED_IN = {"methods": 2, "transforms": 1, "optimizers": 4}  # parameters of a builder that the caller knows
+FLAGS = {"methods": "method", "models": "student", "transforms": "transform", "optimizers": "optimizer"}
 
 
 def setting_rows(function: Callable, skip: int) -> tuple[str, list[tuple[str, str, str, str]]]:
@@ -208,7 +224,7 @@ def compare(*tokens: Tokens) -> None:
 
 
 @app.command(help_flags=[])
-def run(recipe: str = "", *tokens: Tokens) -> None:
+def run(recipe: Word = "", *tokens: Tokens) -> None:
     """Run a recipe: `spikedistill run quickstart`; its flags: `spikedistill run quickstart --help`."""
     from spikedistill.recipes import RECIPES
 
@@ -221,13 +237,13 @@ def run(recipe: str = "", *tokens: Tokens) -> None:
 
 
 @app.command(help_flags=[])
-def export(run: str = "", *tokens: Tokens) -> None:
+def export(run: Word = "", *tokens: Tokens) -> None:
     """Write a trained student as NIR, ONNX or torch.export and check the file (`spikedistill export --help`)."""
     on_run("export", run, tokens)
 
 
 @app.command(help_flags=[])
-def predict(run: str = "", *tokens: Tokens) -> None:
+def predict(run: Word = "", *tokens: Tokens) -> None:
     """Classify images or a test set with a trained student (`spikedistill predict --help`)."""
     on_run("predict", run, tokens)
 
@@ -382,10 +398,14 @@ def report_(path: Path, *, out: Path | None = None, figures: Path | None = None,
 
     Parameters
     ----------
-    path: a run folder, or the folder of a comparison or of a recipe.
-    out: the file to write, by default report.html in that folder.
-    figures: a folder for each figure as SVG and PDF.
-    trust_code: import the file.py that built the student, teacher or data.
+    path
+        A run folder, or the folder of a comparison or of a recipe.
+    out
+        The file to write, by default report.html in that folder.
+    figures
+        A folder for each figure as SVG and PDF.
+    trust_code
+        Import the file.py that built the student, teacher or data.
     """
     from spikedistill.report import page
 
@@ -394,7 +414,15 @@ def report_(path: Path, *, out: Path | None = None, figures: Path | None = None,
 
 @app.command
 def cp(recipe: str, target: Path | None = None) -> None:
-    """Copy a recipe's file into your folder, to change it and run it with python."""
+    """Copy a recipe's file into your folder, to change it and run it with python.
+
+    Parameters
+    ----------
+    recipe
+        One of `spikedistill list recipes`.
+    target
+        The folder, or the name of the file; by default this folder.
+    """
     from spikedistill.recipes import RECIPES
 
     if recipe not in RECIPES:

@@ -7,10 +7,10 @@ mistake at once: each is a sentence with its path and the nearest valid name.
 import ast
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le
 
@@ -124,4 +124,11 @@ def type_name(hint: Any) -> str:
         return f"{type_name(base)} {', '.join(bounds)}".strip()
     if isinstance(hint, UnionType) or get_origin(hint) is Union:
         return " or ".join("None" if x is NoneType else type_name(x) for x in get_args(hint))
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) in (list, tuple, Sequence):
+        parts = [type_name(x) for x in get_args(hint) if x is not ...]
+        return f"({', '.join(parts)}{', ...' if len(parts) == 1 else ''})"
+    if get_origin(hint) is Callable:
+        return "callable"
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "").replace("collections.abc.", "")

@@ -51,3 +51,40 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
         error.value.code == 130
         and "stopped; the same command goes on from the last checkpoint" in capsys.readouterr().err
     )
+
+
+COMMANDS = ("list", "show", "distill", "compare", "run", "report", "predict", "export", "bench", "cp")
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+@pytest.mark.parametrize("command", [*COMMANDS, "run quickstart"])
+def test_every_command_helps(command, word, capsys):
+    try:
+        cli.main([*command.split(), word])
+    except SystemExit as done:
+        assert not done.code
+    shown = capsys.readouterr()
+    assert not shown.err and len(shown.out.splitlines()) > 3
+    if command in ("distill", "compare", "predict", "export", "bench", "run quickstart"):
+        assert "--out" in shown.out
+
+
+@pytest.mark.parametrize("kind", cli.KINDS)
+def test_whatever_is_listed_can_be_shown(kind, capsys):
+    cli.list_(kind)
+    listed = capsys.readouterr().out
+    for name in cli.catalogue(kind):
+        assert name in listed
+        cli.show(name)
+        shown = capsys.readouterr().out
+        assert shown.startswith(name)
+        for setting in (
+            cli.setting_rows(cli.things(kind)[name], cli.FILLED_IN.get(kind, 0))[1] if kind in cli.FLAGS else ()
+        ):
+            assert setting[0] in shown
+
+
+def test_a_name_that_nothing_has(capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(["show", "unstructured_prunning"])
+    assert done.value.code == 2 and "did you mean 'unstructured_pruning'?" in capsys.readouterr().err

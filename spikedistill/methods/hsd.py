@@ -1,6 +1,6 @@
 """Hybrid step-wise distillation (HSD): an ANN of quantised activations becomes a spiking network that it then teaches.
 
-    step 1, `hsd_step1`: the ANN, on all frames of a recording
+    step 1, `--transform hsd_quantise --method ce`, or `hsd_step1` in a loop of yours: the ANN, on all frames
     y    = u clip( floor(L x / u + 1/2) / L, 0, 1 )     activation of L levels, ceiling u learned in every layer
     L    = CE( mean_n a[n], y )                         a: logits of the frames
 
@@ -95,13 +95,19 @@ def swap(model: nn.Module, old: type[nn.Module], new: Callable[..., nn.Module], 
 
 
 def hsd_quantise(model: nn.Module, levels: Count = 4, ceiling: Positive = 8.0) -> nn.Module:
-    """Quantise and clip every ReLU of an ANN, in place: what step 1 trains."""
+    """Quantise and clip every ReLU of an ANN, in place: what step 1 trains.
+
+    levels: L of an activation.  ceiling: u at the start, learned in every layer.
+    """
     text = f"hsd_quantise(levels={levels}, ceiling={ceiling})"
     return swap(model, nn.ReLU, lambda _: Quantised(levels, ceiling), text)
 
 
 def hsd_convert(model: nn.Module, scaled: bool = True) -> nn.Module:
-    """Put an integrate-and-fire neuron for every quantised activation, in place: what step 2 trains."""
+    """Put an integrate-and-fire neuron for every quantised activation, in place: what step 2 trains.
+
+    scaled: a spike has the height u of the ceiling that it replaces, else 1.
+    """
     return swap(model, Quantised, lambda m: Integrate(m.ceiling, scaled), f"hsd_convert(scaled={scaled})")
 
 
@@ -114,7 +120,8 @@ def converted(student: nn.Module, ann: nn.Module, scaled: bool = True) -> nn.Mod
         return student
     levels = [m.levels for m in ann.modules() if isinstance(m, Quantised)]
     if not levels or student is ann:
-        raise SpecError(["hsd: the teacher is the ANN of step 1, see hsd_step1, and the student another module"])
+        how = "trained with --transform hsd_quantise --method ce, or by hsd_step1"
+        raise SpecError([f"hsd: the teacher is the ANN of step 1, {how}, and the student another module"])
     if not any(isinstance(m, Quantised) for m in student.modules()):
         hsd_quantise(student, levels[0])
     try:
