@@ -15,7 +15,7 @@ OUT/teacher/, OUT/tune/             the teacher and the trials, where they are m
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,13 +23,23 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from spikedistill import runs
 from spikedistill.origin import origin, teacher_print
+from spikedistill.own import prints
 from spikedistill.recipes import distill
 from spikedistill.recipes.comparing import tuning
 from spikedistill.recipes.comparing.crew import STOPPED, Crew, Job, claim
 from spikedistill.recipes.comparing.estimate import dry_run
 from spikedistill.recipes.comparing.folder import folder_mistakes
 from spikedistill.recipes.comparing.outcome import summary
-from spikedistill.recipes.comparing.rows import Row, check, config_of, jobs_of, plans, shard_of, teacher_job
+from spikedistill.recipes.comparing.rows import (
+    Row,
+    check,
+    config_of,
+    is_trained_here,
+    jobs_of,
+    plans,
+    shard_of,
+    teacher_job,
+)
 from spikedistill.spec import SpecError
 
 
@@ -125,12 +135,13 @@ def run(c: Config) -> dict[str, Any]:
     rows, mistakes = check(c)
     if mistakes:
         raise SpecError(mistakes)
-    out, shard = Path(c.out), shard_of(c) or (1, 1)
+    out, shard, given = Path(c.out), shard_of(c) or (1, 1), c.teacher
     rows, parts, mistakes = plans(c, rows)
     if mistakes:
         raise SpecError(mistakes)
-    if teacher := teacher_job(c, rows):
-        c = c.model_copy(update={"teacher": str(teacher.folder)})
+    teacher = teacher_job(c, rows)
+    if teacher or is_trained_here(c.teacher):  # which no row may ask
+        c = c.model_copy(update={"teacher": str(teacher.folder) if teacher else None})
     texts = [c.data, c.student, c.teacher, *(name for row in rows for name in row.methods)]
     made_of = origin(parts["data"], None if teacher and not teacher.finished else c.teacher, texts)
     tuned = {row.name: _tuned(c, row) for row in rows} if c.tune else {}
@@ -142,7 +153,7 @@ def run(c: Config) -> dict[str, Any]:
         return dry_run(c, settled, teacher, parts, tuned)
 
     out.mkdir(parents=True, exist_ok=True)
-    runs.write_json(out / "config.json", c.model_dump(exclude={"dry_run", "shard"}))
+    runs.write_json(out / "config.json", c.model_dump(exclude={"dry_run", "shard"}) | {"teacher": given})
     crew, failed = Crew(c), []
     with crew:
         if teacher:
@@ -150,23 +161,35 @@ def run(c: Config) -> dict[str, Any]:
             made_of |= {"teacher": teacher_print(c.teacher)}
             if mistakes := folder_mistakes(c, jobs, made_of):
                 raise SpecError(mistakes)
+        before = runs.read_json(out / "origin.json") if (out / "origin.json").exists() else {}
+        made_of = {key: before.get(key) if value is None else value for key, value in made_of.items()}
         runs.write_json(out / "origin.json", made_of)
         if c.tune:
             first = (shard[0] - 1) * len(rows) // shard[1]  # so that shards do not wait for each other's rows
-            tuned = crew.map(lambda row: tune(c, row, crew), [*rows[first:], *rows[:first]])
+            tuned = crew.map(lambda row: tune(c, row, crew, made_of), [*rows[first:], *rows[:first]])
             rows = [row.of(tuned[row.name]["set"]) for row in rows]
         jobs = [job for row in rows for job in jobs_of(c, row)]
         failed = crew.all(jobs[shard[0] - 1 :: shard[1]])
-    result = summary(c, rows, tuned)
+    result = alone(crew.locks / "summary", lambda: summary(c, rows, tuned))
     if failed:
         raise SpecError([f"{name} failed: {why}" for name, why in failed] + [f"the rest is in '{out}'; run it again"])
     return result
 
 
+def alone(lock: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Do the work when no other process that shares the folder does: of two tables the later one has more runs."""
+    while True:
+        with claim(lock) as held:
+            if held is not None:
+                return work()
+        time.sleep(1)
+
+
 def _asked(c: Config, row: Row) -> dict[str, Any]:
     start = tuning.defaults(row.chosen, row.own.get("lr", c.lr))
     ranges = {k: list(v) for k, v in tuning.space(start, c.lr).items()}
-    of_row = {"methods": row.methods, "settings": row.settings, "own": row.own}
+    of_row = {"methods": row.methods, "settings": row.settings, "own": row.own, "code": prints(row.methods)}
+    of_row["versions"] = {name: runs.machine()["versions"][name] for name in ("spikedistill", "torch")}
     return of_row | {"trials": c.tune, "epochs": c.tune_epochs or c.epochs, "start": start, "ranges": ranges}
 
 
@@ -175,11 +198,14 @@ def _tuned(c: Config, row: Row) -> dict[str, Any] | None:
     file = Path(c.out) / "tune" / f"{row.name}.json"
     if not file.exists():
         return None
-    found = runs.read_json(file)
-    return found if found.get("asked") == json.loads(json.dumps(_asked(c, row))) else None
+    found, asked = runs.read_json(file), json.loads(json.dumps(_asked(c, row)))
+    before = found.get("asked", {})
+    if c.mixed:
+        asked["versions"] = before.get("versions")
+    return found if before == asked else None
 
 
-def tune(c: Config, row: Row, crew: Crew) -> dict[str, Any]:
+def tune(c: Config, row: Row, crew: Crew, made_of: dict[str, Any]) -> dict[str, Any]:
     """Find the settings of a row on validation, once among all processes that share the folder."""
     folder, asked = Path(c.out) / "tune", _asked(c, row)
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,8 +215,8 @@ def tune(c: Config, row: Row, crew: Crew) -> dict[str, Any]:
         more = {"epochs": asked["epochs"], "test": False}
         config = config_of(c, row.of(tuning.applied(values)), TUNE_SEED, folder / name, **more)
         job = Job(name, folder / name, config.model_dump())
-        if other := job.other:
-            raise SpecError([f"out: {other}"])
+        if mistakes := folder_mistakes(c, [job], made_of):
+            raise SpecError(mistakes)
         why = crew.one(job, must=True)
         if crew.stopped or (why or "").startswith(STOPPED):  # which says nothing of these settings
             raise SpecError([f"trial {name}: {why or STOPPED}"])

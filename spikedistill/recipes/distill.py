@@ -344,6 +344,8 @@ def train(c: Config, out: Path, student: Any, teacher: Any, data: Any, title: st
     """Put everything together, try it on two samples, train, measure, and write the result into the run folder."""
     fabric = make_fabric(c)
     data = data or load_data(c)
+    if data.valid is None and not c.test:
+        raise SpecError(["test: these data have no validation part, so nothing would be measured with --no-test"])
     shown = seen_by_teacher(data, [parse(m)[0] for m in c.method])
     origin_now = made_of(c, data, teacher)
     refuse_others(out, origin_now)
@@ -369,11 +371,13 @@ def train(c: Config, out: Path, student: Any, teacher: Any, data: Any, title: st
     began = time.perf_counter()
     title = title or f"{out.name} ({'+'.join(parse(m)[0] for m in c.method)})"
     history = fit(stage, out, fabric=fabric, save_every=c.save_every, progress=c.progress, title=title)
+    peak = runs.peak_memory(fabric.device) if calls.batches else None  # of training, which is less than measuring takes
     trained, own = models.parameters(student), {id(p) for p in student.parameters()}
     extra = sum(p.numel() for p in Trainee(stage).parameters() if id(p) not in own)
     if transforms.foldable(student):
         transforms.merge(student)
     result = measure(c, student, data, history, fabric)
+    result["peak_memory_bytes"] = peak
     result["wall_seconds"] = time.perf_counter() - began
     result["shape"] = list(data.shape)
     result["teacher_calls"] = calls.report(cache)
@@ -458,7 +462,8 @@ def measure(c: Config, student: nn.Module, data: Any, history: dict[str, Any], f
         result["test"]["touched"] = "once, after training; every choice was made on the validation split"
     if data.valid is not None:
         result["valid"] = evaluate(student, data.valid, fabric=fabric)
-        result["activity"] = activity(student, data.valid)  # in float32: bfloat16 cannot tell means of spikes apart
+    # in float32: bfloat16 cannot tell means of spikes apart
+    result["activity"] = activity(student, data.test if data.valid is None else data.valid)
     result |= {
         "best_epoch": history["best"] + 1,
         "epochs": len(history["epochs"]),
@@ -467,7 +472,6 @@ def measure(c: Config, student: nn.Module, data: Any, history: dict[str, Any], f
         "precision": str(fabric._precision.precision),
         "device": str(fabric.device),
         "processes": fabric.world_size,
-        "peak_memory_bytes": runs.peak_memory(fabric.device),
         "seed": c.seed,
     }
     return result

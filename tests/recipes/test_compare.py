@@ -371,7 +371,7 @@ def test_a_tuning_is_of_the_methods_and_settings_of_its_row(how, tmp_path):
 def test_shards_begin_to_tune_with_different_rows(how, monkeypatch):
     pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'spikedistill[tune]'")
     tuned, found = [], {"set": {}, "values": {}, "ranges": {}, "trials": []}
-    monkeypatch.setattr(compare, "tune", lambda c, row, team: tuned.append(row.name) or found)
+    monkeypatch.setattr(compare, "tune", lambda c, row, team, _: tuned.append(row.name) or found)
     how |= {"teacher": None, "seeds": [0], "tune": 1}
     for shard in ("1/2", "2/2"):
         result = compare.compare("ce; tet", **how, shard=shard)
@@ -384,7 +384,7 @@ def test_a_tuning_that_is_stopped_ends(how, tmp_path):
     with crew.Crew(config) as team, crew.claim(team.locks / "tune-ce-all"):  # another machine is on it
         team.stopped = True
         with pytest.raises(SpecError, match="tuning of ce: it was stopped"):
-            compare.tune(config, Row("ce", ("ce",)), team)
+            compare.tune(config, Row("ce", ("ce",)), team, {})
 
 
 def test_a_folder_that_cannot_lock_is_refused(tmp_path, monkeypatch):

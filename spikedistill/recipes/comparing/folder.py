@@ -33,7 +33,10 @@ def folder_mistakes(c: Any, jobs: Sequence[Job], origin: Mapping[str, Any]) -> l
             other = job.other
             made = runs.read_json(job.folder / "machine.json")["versions"]
             if job.finished:
-                comparison.measures(job.name, {0: runs.read_json(job.folder / "result.json")})
+                result = runs.read_json(job.folder / "result.json")
+                comparison.measures(
+                    job.name, {0: result if job.settings["test"] else result | {"test": result["valid"]}}
+                )
             else:
                 mistakes += runs.damaged(job.folder)
         except (SpecError, KeyError, TypeError, AttributeError) as error:
@@ -43,14 +46,18 @@ def folder_mistakes(c: Any, jobs: Sequence[Job], origin: Mapping[str, Any]) -> l
             continue
         if other:
             mistakes.append(f"out: {other}")
-        if job.settings["teacher"] and changed(job.folder, {"teacher": origin["teacher"]}):
-            mistakes.append(f"out: {where} was made with another teacher: choose another --out, or delete it")
-        if not c.mixed:
+        made_of = {"data": origin["data"]} if job.name != "teacher" else {}
+        made_of |= {"teacher": origin["teacher"]} if job.settings["teacher"] else {}
+        for what in changed(job.folder, made_of):
+            kind = {"data": "other data", "teacher": "another teacher"}[what]
+            mistakes.append(f"out: {where} was made with {kind}: choose another --out, or delete it")
+        hint = "--mixed accepts it" if job.finished else "delete it to begin it again"
+        if not (c.mixed and job.finished):
             files = changed(job.folder, {"code": origin["code"]})
-            mistakes += [f"out: {where} was made with another {file}: --mixed accepts it" for file in files]
+            mistakes += [f"out: {where} was made with another {file}: {hint}" for file in files]
         others = [f"{k} {made.get(k)} there, {now[k]} now" for k in ("spikedistill", "torch") if made.get(k) != now[k]]
-        if others and not c.mixed:
-            mistakes.append(f"out: {where} was made by other versions ({'; '.join(others)}): --mixed accepts it")
+        if others and not (c.mixed and job.finished):
+            mistakes.append(f"out: {where} was made by other versions ({'; '.join(others)}): {hint}")
     others = "these are not the ones that the runs in"
     mistakes += [
         f"{key}: {others} '{out}' were made with: choose another --out" for key in changed(out, {**origin, "code": {}})

@@ -9,6 +9,7 @@ from spikedistill import runs
 from spikedistill.recipes import distill
 from spikedistill.recipes.comparing.folder import strange
 from spikedistill.recipes.comparing.rows import COMMON, Row, jobs_of
+from spikedistill.recipes.distilling.teacher import told
 from spikedistill.report import comparison, energy, tables
 from spikedistill.report.activity import activity
 from spikedistill.report.summary import many
@@ -44,7 +45,9 @@ def summary(c: Any, rows: Sequence[Row], tuned: Mapping[str, Any]) -> dict[str, 
         notes.append(f"not in this comparison, left alone: {', '.join(strangers)}")
     if c.tune:
         of = "; ".join(f"{row.name}: {', '.join(tuned[row.name]['ranges'])}" for row in rows)
-        notes.append(f"{c.tune} trials a row of {many(c.tune_epochs or c.epochs, 'epoch')} chose on validation ({of})")
+        notes.append(
+            f"{many(c.tune, 'trial')} a row of {many(c.tune_epochs or c.epochs, 'epoch')} chose on validation ({of})"
+        )
         lost = {row.name: sum("failed" in trial for trial in tuned[row.name]["trials"]) for row in rows}
         if any(lost.values()):
             counts = ", ".join(f"{count} of {name}" for name, count in lost.items() if count)
@@ -53,9 +56,12 @@ def summary(c: Any, rows: Sequence[Row], tuned: Mapping[str, Any]) -> dict[str, 
     if cache:
         saved = cache["saved_seconds"]
         worth = "time saved unknown: none was computed here" if saved is None else f"about {saved:.0f} s saved"
+        worth += "; it was full, and the rest was computed each time" if cache["full"] else ""
         notes.append(f"teacher outputs: {cache['computed']:,} computed, {cache['read']:,} read from the cache, {worth}")
     made_of = runs.read_json(out / "origin.json")
-    teacher, energies = teacher_row(c, made_of["data"]), references(c, rows, results, baseline)
+    if known := known_of_teacher(c, rows, results):
+        notes.append(known)
+    teacher, (energies, without) = teacher_row(c, made_of["data"]), references(c, rows, results, baseline)
     title = f"{c.data}, {c.student}, T = {c.steps}, {many(c.epochs, 'epoch')}, {many(len(c.seeds), 'seed')}"
     result = {
         "title": title,
@@ -64,7 +70,7 @@ def summary(c: Any, rows: Sequence[Row], tuned: Mapping[str, Any]) -> dict[str, 
         "seeds": c.seeds,
         "conclusions": comparison.conclusions(results, compared, baseline, c.confidence),
         "notes": notes,
-        "not_shown": not_shown(c, teacher, results, energies),
+        "not_shown": not_shown(c, teacher, results, without),
         "rows": compared,
         "teacher": teacher,
         "teacher_cache": cache,
@@ -85,8 +91,20 @@ def cached(results: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
     """What the cache of teacher outputs was worth to all runs, from the time that the computed ones took."""
     kept = [r["teacher_cache"] for of in results.values() for r in of.values() if r.get("teacher_cache")]
     computed, seconds = sum(k.get("computed", 0) for k in kept), sum(k.get("seconds", 0.0) for k in kept)
-    read = max(0, sum(k["asked"] for k in kept) - computed)
-    return {"computed": computed, "read": read, "saved_seconds": read * seconds / computed if computed else None}
+    read, full = max(0, sum(k["asked"] for k in kept) - computed), any(k.get("full") for k in kept)
+    saved = read * seconds / computed if computed else None
+    return {"computed": computed, "read": read, "saved_seconds": saved, "full": full}
+
+
+def known_of_teacher(c: Any, rows: Sequence[Row], results: Mapping[str, Mapping[int, Any]]) -> str | None:
+    """What the first run that has a teacher has found of it, before training; None where none has."""
+    for row in rows:
+        for job, seed in zip(jobs_of(c, row), c.seeds):
+            share = results.get(row.name, {}).get(seed, {}).get("teacher_accuracy")
+            if share is not None:
+                classes = runs.about(job.folder).get("classes") or []
+                return told(share, len(classes) or 1000).rstrip("?")
+    return None
 
 
 def settings_of(c: Any, row: Row) -> dict[str, Any]:
@@ -113,44 +131,51 @@ def teacher_row(c: Any, data: str) -> dict[str, Any] | None:
     return {
         "name": c.teacher,
         "accuracy": result.get("test", {}).get("accuracy") if same else None,
-        "parameters": result["parameters"]["student"],
-        "seconds": result["train_seconds"],
+        "parameters": result.get("parameters", {}).get("student"),
+        "seconds": result.get("train_seconds"),
     }
 
 
 def not_shown(
-    c: Any,
-    teacher: Mapping[str, Any] | None,
-    results: Mapping[str, Mapping[int, Any]],
-    energies: Sequence[Mapping[str, Any]] | None,
+    c: Any, teacher: Mapping[str, Any] | None, results: Mapping[str, Mapping[int, Any]], without: str
 ) -> list[str]:
-    """What tables and figures leave out, and why."""
-    said, of = [], [n for n, by in results.items() if not all(energy.counted(r["activity"]) for r in by.values())]
-    if energies and c.teacher and Path(c.teacher).exists() and all(e["name"] != "teacher" for e in energies):
-        of.append("the teacher")
+    """What tables and figures leave out, and why. without: why there is no energy of the teacher."""
+    of = [n for n, by in results.items() if not all(energy.counted(r["activity"]) for r in by.values())]
+    said = []
     if of:
-        said.append(f"Energy of {', '.join(of)}: the neurons are another library's, whose spikes are not counted.")
-    if c.teacher and not Path(c.teacher).exists():
-        said.append(f"Accuracy and energy of the teacher: '{c.teacher}' is no run folder that is found from here.")
-    elif teacher and teacher.get("accuracy") is None:
-        said.append(f"Accuracy of the teacher: '{c.teacher}' was not tested on these data with this split.")
+        said.append(f"Energy of {', '.join(of)}: {FOREIGN}.")
+    if without:
+        said.append(f"Energy of the teacher: {without}.")
+    if teacher and teacher.get("accuracy") is None:
+        why = "was not tested on these data with this split" if Path(c.teacher).exists() else "is no run folder"
+        said.append(f"Test accuracy of the teacher: '{c.teacher}' {why}.")
     return said
+
+
+FOREIGN = "the neurons are another library's, whose spikes are not counted"
 
 
 def references(
     c: Any, rows: Sequence[Row], results: Mapping[str, Mapping[int, Any]], baseline: str
-) -> list[dict[str, Any]] | None:
-    """Energy of the baseline's student, the teacher and the ANN of the student's shape, as `energy.table` has it."""
+) -> tuple[list[dict[str, Any]] | None, str]:
+    """Energy of the baseline's student, the teacher and the ANN of the student's shape, as `energy.table` has it, and
+    why the teacher is not among them, "" where it is or there is none.
+    """
     known = (r["activity"] for r in results.get(baseline, {}).values())
     measured = next((a for a in known if "synapses" in a and energy.counted(a)), None)
     if measured is None:
-        return None
-    teacher = None
-    if c.teacher and Path(c.teacher).exists():
-        data = distill.load_data(c)
-        data = distill.seen_by_teacher(data, [name for row in rows for name in row.methods])
-        teacher = activity(runs.load(c.teacher, fast=False, trust_code=True), data.valid or data.test, samples=50)
-    return energy.table(measured, teacher)
+        return None, ""
+    teacher, why = None, ""
+    if c.teacher:
+        try:
+            data = distill.load_data(c)
+            shown = distill.seen_by_teacher(data, [name for row in rows for name in row.methods])
+            network = distill.networks(c, data, shown=shown)[1]
+            teacher = activity(network, shown.test if shown.valid is None else shown.valid, samples=50)
+            why = "" if energy.counted(teacher) else FOREIGN
+        except Exception as error:  # all runs are finished: nothing of them is lost for want of a reference
+            why = " ".join(str(error).split()) or type(error).__name__
+    return energy.table(measured, teacher), why
 
 
 def write(result: dict[str, Any], c: Any) -> None:

@@ -14,6 +14,7 @@ from spikedistill import models, runs
 from spikedistill.core.fit import Stage
 from spikedistill.core.plan import Plan
 from spikedistill.neurons import Neuron
+from spikedistill.own import is_own
 from spikedistill.recipes import distill
 from spikedistill.recipes.comparing import tuning
 from spikedistill.recipes.comparing.crew import Job
@@ -133,6 +134,8 @@ def plans(c: Any, rows: Sequence[Row]) -> tuple[list[Row], dict[str, Any], list[
     Returns rows ("teacher": None where a row has no use for one), {"data", "student", "teacher"}, and mistakes.
     """
     data = distill.load_data(c)
+    if data.valid is None:
+        return [], {}, ["data: they have no validation part, on which every choice is made"]
     shown = distill.seen_by_teacher(data, [name for row in rows for name in row.methods])
     student, teacher = distill.networks(c, data, shown=shown)
     parts, probe, mistakes = {"data": data, "student": student, "teacher": teacher}, distill.two(data), []
@@ -154,7 +157,8 @@ def plans(c: Any, rows: Sequence[Row]) -> tuple[list[Row], dict[str, Any], list[
             mistakes.append(
                 f"row '{row.name}' makes a network without spiking neurons of the student: it cannot be compared"
             )
-        if not any(p.model is teacher for p in plan.passes.values()):
+        # a method of somebody's may wrap the teacher, or read it only once
+        if not any(map(is_own, row.methods)) and not any(p.model is teacher for p in plan.passes.values()):
             row = row.of({"teacher": None})
         ready.append(told(row, student, own))
     return ready, parts, mistakes
@@ -201,7 +205,7 @@ def jobs_of(c: Any, row: Row) -> list[Job]:
 
 def teacher_job(c: Any, rows: Sequence[Row]) -> Job | None:
     """The run that makes the teacher, where it is a model without weights."""
-    if not is_trained_here(c.teacher):
+    if not is_trained_here(c.teacher) or all(row.own.get("teacher", "") is None for row in rows):
         return None
     out = Path(c.out) / "teacher"
     how: dict[str, Any] = {"student": c.teacher, "teacher": None, "epochs": c.teacher_epochs or c.epochs}
@@ -222,5 +226,5 @@ def of_images(c: Any, rows: Sequence[Row]) -> dict[str, Any]:
         return {}
     if c.pair_classes == "common":
         raise SpecError(["teacher: it would learn all classes of the images, not the common ones: give a run folder"])
-    of_events = {"frames": None, "pair": None, "pair_root": None, "pair_size": None, "augment": "default"}
+    of_events = dict.fromkeys(("frames", "pair", "pair_root", "pair_size")) | {"augment": "default", "train_share": 1.0}
     return of_events | {"data": c.pair, "root": c.pair_root, "size": c.pair_size}
