@@ -7,7 +7,13 @@ from torch import Tensor, nn
 from spikedistill.core.output import rate
 from spikedistill.core.schedule import Schedule, at
 from spikedistill.core.step import Objective, Step
-from spikedistill.functional import kd_loss, kd_per_step, linear_cka, step_losses, wide
+from spikedistill.core.taps import published
+from spikedistill.functional import classes_of, idle, kd_loss, kd_per_step, linear_cka, step_losses, wide
+
+
+def over_time(z: Tensor, counts: bool) -> Tensor:  # [T, B, C] -> [B, C]
+    """The mean over time, or the sum, which is the number of spikes of outputs that are spikes."""
+    return wide(z).sum(0) if counts else rate(z)
 
 
 class CE(nn.Module):
@@ -21,8 +27,7 @@ class CE(nn.Module):
         self.s, self.label_smoothing, self.counts = student, label_smoothing, counts
 
     def forward(self, step: Step) -> Tensor:
-        z = step[self.s].logits
-        z = wide(z).sum(0) if self.counts else rate(z)
+        z = over_time(step[self.s].logits, self.counts)
         return F.cross_entropy(z, step.batch["y"], label_smoothing=self.label_smoothing)
 
     def extra_repr(self) -> str:
@@ -32,17 +37,21 @@ class CE(nn.Module):
 
 
 class KD(nn.Module):
-    """`kd_loss` of time-mean logits. tau: temperature, a number or a schedule."""
+    """`kd_loss` of time-mean logits. tau: temperature, a number or a schedule.  counts: of sums over time, as in CE."""
 
-    def __init__(self, tau: float | Schedule = 4.0, student: str = "student", teacher: str = "teacher"):
+    def __init__(
+        self, tau: float | Schedule = 4.0, student: str = "student", teacher: str = "teacher", counts: bool = False
+    ):
         super().__init__()
-        self.tau, self.s, self.t = tau, student, teacher
+        self.tau, self.s, self.t, self.counts = tau, student, teacher, counts
 
     def forward(self, step: Step) -> Tensor:
-        return kd_loss(rate(step[self.s].logits), rate(step[self.t].logits), at(self.tau, step.progress))
+        z, target = (over_time(step[name].logits, self.counts) for name in (self.s, self.t))
+        return kd_loss(z, target, at(self.tau, step.progress))
 
     def extra_repr(self) -> str:
-        return f"tau={self.tau if isinstance(self.tau, int | float) else 'a schedule'}"
+        tau = f"tau={self.tau if isinstance(self.tau, int | float) else 'a schedule'}"
+        return f"{tau}, counts=True" if self.counts else tau
 
 
 class KDPerStep(nn.Module):
@@ -88,6 +97,15 @@ class Head(nn.Module):
         x = step[self.s].taps[self.tap]
         x = F.adaptive_avg_pool2d(x.flatten(0, 1), self.grid).unflatten(0, x.shape[:2])
         return wide(self.linear(x.flatten(2)))
+
+
+def static_head(student: nn.Module, shared: bool, tap: str, grid: int, classes: int | None, who: str) -> Head | None:
+    """A head of pass "source"; None where that uses the student's. SpecError for settings of one that is not there."""
+    if shared:
+        idle(who, "with shared_head", tap=bool(tap), grid=grid != 1, classes=classes is not None)
+        return None
+    tap, channels = published(student, tap, "student")
+    return Head(tap, channels, classes_of(student, classes, who), grid, "source")
 
 
 class StepWeights(nn.Module):
@@ -137,13 +155,22 @@ class StepLabels(nn.Module):
 
 
 class Alignment(nn.Module):
-    """One tap of two passes drawn together: (1/T) sum_t sigmoid(eta_t) (1 - CKA(V[t], V'[t])). Both get gradients."""
+    """One tap of two passes drawn together: (1/T) sum_t sigmoid(eta_t) (1 - CKA(V[t], V'[t])). Both get gradients.
 
-    def __init__(self, tap: str, weights: StepWeights, passes: tuple[str, str] = ("source", "student")):
+    pool: average the tap, [T, B, C, H, W], over space before. Raises ValueError for one of another shape.
+    """
+
+    def __init__(
+        self, tap: str, weights: StepWeights, pool: bool = False, passes: tuple[str, str] = ("source", "student")
+    ):
         super().__init__()
-        self.tap, self.weights, self.passes = tap, weights, passes
+        self.tap, self.weights, self.pool, self.passes = tap, weights, pool, passes
         self.taps = {name: [tap] for name in passes}
 
     def forward(self, step: Step) -> Tensor:
         one, other = (step[name].taps[self.tap] for name in self.passes)
+        if self.pool:
+            if one.ndim != 5:
+                raise ValueError(f"pool: '{self.tap}' has shape {list(one.shape)}, no height and width to average over")
+            one, other = (wide(x).mean((-2, -1)) for x in (one, other))
         return (self.weights(len(other))[0] * (1 - linear_cka(one, other))).mean()

@@ -63,8 +63,11 @@ class Activity(nn.Module):
         self.taps, self.how = {"student": taps}, how
 
     def forward(self, step: Step) -> Tensor:
-        layers = [step.student.taps[tap] for tap in self.taps["student"]]
-        return activity_loss([s for s in layers if s is not step.student.logits], **self.how)
+        taps = (step.student.taps[tap] for tap in self.taps["student"])
+        layers = [s for s in taps if s is not step.student.logits]
+        if not layers:
+            raise SpecError(["activity.act: the student's only spiking neurons are its outputs: set act=0"])
+        return activity_loss(layers, **self.how)
 
 
 class Logits(nn.Module):

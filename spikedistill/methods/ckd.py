@@ -15,6 +15,8 @@ KL is summed over classes and averaged over the batch. A batch has "x", events [
 image of its class: "source" as `static2dvs` has it and "rgb" as the teacher sees it, which is never replaced. While the
 teacher is on, hardly any sample is: 1.7 % on average up to p = 0.41; `mask_replaced` leaves those out of L_kd.
 With two heads L_kd reaches the shared layers alone, with `shared_head` the classifier of events too.
+What differs from the code of static2dvs does so here: pixels of events are summed, not resized bilinearly; no sampler
+draws classes evenly; potentials are aligned where their ResNet has its last norm averaged over space (see `pool`).
 """
 
 from math import tanh
@@ -27,18 +29,19 @@ from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan
 from spikedistill.core.schedule import Schedule, power
 from spikedistill.core.step import Pass, Step
-from spikedistill.core.taps import published
-from spikedistill.functional import classes_of, idle, potential, replace_source, wide
-from spikedistill.objectives import Alignment, Head, StepLabels, StepWeights
+from spikedistill.functional import idle, potential, replace_source, wide
+from spikedistill.objectives import Alignment, Head, StepLabels, StepWeights, static_head
 from spikedistill.spec import Count, NonNegative, Positive, Share, SpecError
 
 Divergence = Literal["kl", "mse"]
 
 
 def phase(on: float = 0.41, off: float = 0.58, middle: float = 0.5, steepness: float = 60.0) -> Schedule:
-    """w(p): exactly 1 up to `on`, exactly 0 from `off`, a falling logistic around `middle` between them."""
-    if on > off:
-        raise SpecError([f"ckd.on: {on} will not do: distillation cannot be whole after it is over, off={off}"])
+    """w(p): exactly 1 up to `on`, exactly 0 from `off`, between them a falling logistic that is 1/2 at `middle`."""
+    if not on < middle < off:
+        raise SpecError(
+            [f"ckd.middle: {middle} will not do: one half lies between whole, on={on}, and none, off={off}"]
+        )
     return lambda p: 1.0 if p <= on else 0.0 if p >= off else (1 - tanh(steepness * (p - middle) / 2)) / 2
 
 
@@ -99,6 +102,7 @@ def ckd(
     phi: float = 0.5,
     steps: Count | None = None,
     feature: str = "",
+    pool: bool = False,
     tap: str = "",
     grid: Count = 1,
     shared_head: bool = False,
@@ -117,7 +121,7 @@ def ckd(
     regularise: learned weights of the time steps; False has 1 everywhere.
     lam: share of the mean-square term of the labels.  phi: what it draws the logits to.
     steps: time steps of the events, None for those of the student.
-    feature: tap to align; empty for the potentials of the last neurons of the last map.
+    feature: tap to align; empty for the potentials of the last neurons of the last map.  pool: average it over space.
     tap: map under the head of the hybrid stream; empty for the last one.
     grid: height and width to which that head averages it.
     shared_head: classify the hybrid stream with the student's own head.
@@ -126,21 +130,20 @@ def ckd(
     how = dict(on=on != 0.41, off=off != 0.58, steepness=steepness != 60.0)
     idle("ckd", f"with phases='{phases}'", **{k: v and phases != "logistic" for k, v in how.items()})
     idle("ckd", "with phases='constant'", middle=phases == "constant" and middle != 0.5)
-    curve = {"logistic": phase(on, off, middle, steepness), "step": phase(middle, middle), "constant": lambda p: 1.0}
-    chance, w = power(exponent), curve[phases]
+    idle("ckd", "with divergence='mse'", tau=divergence == "mse" and tau != 2.0)
+    idle("ckd", "with regularise=False", steps=steps is not None and not regularise)
+    curve: dict[str, Schedule] = {"step": lambda p: float(p <= middle), "constant": lambda p: 1.0}
+    chance, w = power(exponent), curve[phases] if phases in curve else phase(on, off, middle, steepness)
     feature = potential(student, feature, "ckd")
     weights = StepWeights(steps or getattr(student, "steps", 1), regularise)
-    head = None
-    if not shared_head:
-        tap, channels = published(student, tap, "student")
-        head = Head(tap, channels, classes_of(student, classes, "ckd"), grid, "source")
+    head = static_head(student, shared_head, tap, grid, classes, "ckd")
     events, hybrid = Pass(student, grad=True), Pass(student, x="source", grad=True)
     return Plan(
         {"student": events, "source": hybrid, "teacher": Pass(teacher, x="rgb")},
         {
             "ckd_source": (1.0, StepLabels("source", lam, phi, head=head)),
             "ckd_event": (1.0, StepLabels("student", lam, phi, weights=weights)),
-            "ckd_align": (align, Alignment(feature, weights)),
+            "ckd_align": (align, Alignment(feature, weights, pool)),
             "ckd": (lambda p: weight * w(p), CKD(head, tau, divergence, kd_per_step, mask_replaced)),
         },
         prepare=lambda batch, progress: replace_source(batch, chance(progress), "ckd"),

@@ -29,7 +29,7 @@ from spikedistill.core.plan import Plan
 from spikedistill.core.step import Pass, Step
 from spikedistill.functional import idle, kd_loss, mean_square, wide
 from spikedistill.objectives import CE, KD
-from spikedistill.spec import Count, NonNegative, Positive, Share
+from spikedistill.spec import Count, NonNegative, Positive, Share, SpecError
 
 Reduction = Literal["mean", "sum"]
 
@@ -94,7 +94,7 @@ class Spikes(nn.Module):
         s, t = step.student.logits, step.teacher.logits
         for name, z in (("student", s), ("teacher", t)):
             if (step.progress == 0 or not self.training) and not ((z == 0) | (z == 1)).all():
-                how = 'take a model with a spiking head, such as small(head="spiking"), or set signal="potential"'
+                how = "take a head that spikes, small(head=spiking) or plif_net(vote=1), or set signal=potential"
                 raise ValueError(f"distilling_spikes: the outputs of the {name} are not spikes: {how}")
         return (self.scale or s.shape[-1]) * self.loss(s, t, **self.settings)
 
@@ -142,11 +142,17 @@ def distilling_spikes(
     signal: spikes of the output layer, or the potential of one that does not spike.
     """
     passes = {"student": Pass(student, grad=True), "teacher": Pass(teacher)}
+    if signal == "potential" and (full or sliding or per_window or task == "mse"):
+        raise ValueError("distilling_spikes: full, sliding, per_window and task='mse' need signal='spikes'")
+    if alpha == 1 and not (full or sliding or soft):
+        raise SpecError(["distilling_spikes.alpha: 1 takes the labels away, and full, sliding and soft are 0"])
+    unused = dict(tau=tau != 2.0 and not soft, per_window=per_window and not soft)
+    unused |= dict(scale=bool(scale) and not (full or sliding), reduction=reduction != "mean" and not sliding)
+    if not (sliding or (soft and per_window)):
+        unused |= dict(window=bool(window), stride=stride != 1)
+    why = f"with signal='{signal}', full={full:g}, sliding={sliding:g}, soft={soft:g}, per_window={per_window}"
+    idle("distilling_spikes", why, **unused)
     if signal == "potential":
-        if full or sliding or per_window or task == "mse":
-            raise ValueError("distilling_spikes: full, sliding, per_window and task='mse' need signal='spikes'")
-        how = dict(window=bool(window), stride=stride != 1, reduction=reduction != "mean", scale=bool(scale))
-        idle("distilling_spikes", "with signal='potential'", **how)
         return Plan(passes, {"ce": (1 - alpha, CE()), "kd": (alpha * soft, KD(tau))})
     softened = Spikes(soft_loss, tau=tau, per_window=per_window, window=window, stride=stride)
     windowed = Spikes(window_loss, scale, window=window, stride=stride, reduction=reduction)

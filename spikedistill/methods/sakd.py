@@ -113,8 +113,8 @@ def sakd(
     tau: Positive | None = None,
     kernel: Literal[1, 3] | None = None,
     early: Share = 10 / 120,
-    epochs: Count = 120,
-    updates: Count = 2503,
+    epochs: Count | None = None,
+    updates: Count | None = None,
     taps: Sequence[str] = (),
     teacher_taps: Sequence[str] = (),
     resize: bool = False,
@@ -126,11 +126,16 @@ def sakd(
     feature: weight of the features, constant if given.  logits: weight of the outputs.  tau: their temperature.
     kernel: of the transforms of the student's features.
     early: share of training with the high weight, of imagenet and paper.
-    epochs, updates: length of the training and of its epochs, of imagenet and official_code.
+    epochs, updates: length of the training and of its epochs, of imagenet and official_code, which needs them.
     taps, teacher_taps: stages to compare, pair by pair; empty for those of one name, or all in order.
     resize: interpolate a teacher map of another height and width.
     """
-    schedule: Schedule | float = early_then(early) if preset == "paper" else burst(epochs, updates)
+    schedule: Schedule | float = early_then(early)
+    if (scale, preset, feature) == ("imagenet", "official_code", None):
+        if epochs is None or updates is None:
+            how = "give the epochs of your training and the updates in each (theirs: 120 and 2503)"
+            raise SpecError([f"sakd.epochs, sakd.updates: the authors' ImageNet schedule is made of them: {how}"])
+        schedule = burst(epochs, updates)
     b, c, t, k = (100.0, float(preset == "paper"), 4.0, 3) if scale == "cifar" else (schedule, 10.0, 1.0, 1)
     b, c = b if feature is None else feature, c if logits is None else logits
     t, k = tau or t, kernel or k

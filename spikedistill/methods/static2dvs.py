@@ -16,7 +16,10 @@ weight from the labels. A batch has "x", events [T, B, C, H, W], and "source", f
 class, [B, C', H, W]. Images of other channels than the events enter as V = max over RGB, repeated over channels and T.
 Differs from the authors' code: BatchNorm takes its statistics over T and B of a stream at once, not step by step. In
 both images run first, then events: of the running ones 53 % are of events here, 74 % there (momentum 0.1, T = 10).
-With sliding=False the code also leaves L_da out, which is align=0 here.
+With sliding=False the code also leaves L_da out, which is align=0 here. Pixels of events are summed where frames are
+smaller than the sensor; theirs are resized bilinearly, which averages. No sampler draws the classes evenly; theirs does
+for N-Caltech101. Their ResNet aligns no potentials, but a norm of its last map averaged over space, [B, 512]; for
+ms_resnet18, which has no norm there, feature="stage4", pool=True is nearest.
 The static head sees the last map averaged to grid x grid; the authors' VGG-SNN is grid=3, their ResNet grid=1.
 """
 
@@ -25,9 +28,8 @@ from torch import nn
 from spikedistill.core.plan import Plan
 from spikedistill.core.schedule import Schedule, power
 from spikedistill.core.step import Pass
-from spikedistill.core.taps import published
-from spikedistill.functional import classes_of, potential, replace_source
-from spikedistill.objectives import Alignment, Head, StepLabels, StepWeights
+from spikedistill.functional import idle, potential, replace_source
+from spikedistill.objectives import Alignment, StepLabels, StepWeights, static_head
 from spikedistill.spec import Count, NonNegative, Positive, Share
 
 
@@ -44,6 +46,7 @@ def static2dvs(
     phi: float = 0.5,
     steps: Count | None = None,
     feature: str = "",
+    pool: bool = False,
     tap: str = "",
     grid: Count = 1,
     shared_head: bool = False,
@@ -59,23 +62,25 @@ def static2dvs(
     lam: share of the mean-square term of the labels.  phi: what it draws the logits to, the authors' firing threshold.
     steps: time steps of the events, None for those of the student.
     feature: tap to align; empty for the potentials of the last neurons of the last map, "stage3.0.neuron" takes spikes.
+    pool: average it over space before.
     tap: map under the static head; empty for the last one.  grid: height and width to which that head averages it.
     shared_head: classify static images with the student's own head.
     classes: None for the outputs of the student's last linear layer.
     """
+    labels = dict(lam=lam != 1e-3, phi=phi != 0.5)
+    idle("static2dvs", "with per_step=False", **{name: given and not per_step for name, given in labels.items()})
+    idle("static2dvs", "with sliding=False", exponent=exponent != 3.0 and not sliding)
+    idle("static2dvs", "with regularise=False", steps=steps is not None and not regularise)
     chance: Schedule = power(exponent) if sliding else lambda p: float(p >= 0.5)
     feature = potential(student, feature, "static2dvs")
     weights = StepWeights(steps or getattr(student, "steps", 1), regularise)
-    head = None
-    if not shared_head:
-        tap, channels = published(student, tap, "student")
-        head = Head(tap, channels, classes_of(student, classes, "static2dvs"), grid, "source")
+    head = static_head(student, shared_head, tap, grid, classes, "static2dvs")
     return Plan(
         {"student": Pass(student, grad=True), "source": Pass(student, x="source", grad=True)},
         {
             "static2dvs_source": (1.0, StepLabels("source", lam, phi, per_step, head)),
             "static2dvs_event": (1.0, StepLabels("student", lam, phi, per_step, weights=weights)),
-            "static2dvs_align": (align, Alignment(feature, weights)),
+            "static2dvs_align": (align, Alignment(feature, weights, pool)),
         },
         prepare=lambda batch, progress: replace_source(batch, chance(progress), "static2dvs"),
     )

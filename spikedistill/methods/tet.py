@@ -17,9 +17,9 @@ from spikedistill.objectives import CE, PerStep
 from spikedistill.spec import Share
 
 
-def tet_loss(z: Tensor, y: Tensor, lam: float = 0.05, phi: float = 1.0) -> Tensor:  # [T, B, C], [B] -> []
+def tet_loss(z: Tensor, y: Tensor, lam: float = 0.05, phi: float = 1.0) -> Tensor:  # [T, B, C], [B] or [B, C] -> []
     """The loss of the paper as one number."""
-    per_step = F.cross_entropy(wide(z).flatten(0, 1), y.repeat(len(z)))
+    per_step = F.cross_entropy(wide(z).flatten(0, 1), y.expand(len(z), *y.shape).flatten(0, 1))
     return (1 - lam) * per_step + lam * spread(z, phi) if lam else per_step
 
 

@@ -9,6 +9,7 @@ student runs twice in an update, so a control without them is given twice the ep
 He et al. 2024, https://arxiv.org/abs/2303.13077; Ye et al. 2025, https://arxiv.org/abs/2507.09269.
 """
 
+import re
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -111,7 +112,7 @@ def check(c: Config) -> tuple[None, list[str]]:
     except ValueError as error:
         mistakes.append(f"teacher_augment: {error}")
     for name in ("static2dvs", "ckd"):
-        if not getattr(c, name).startswith(name):
+        if re.split(r"[(,+]", getattr(c, name))[0].strip() != name:
             mistakes.append(f"{name}: '{getattr(c, name)}' will not do: write {name}(KEY=VALUE, ...)")
     trial, wrong = distill.read(events(c) | paired(c) | {"student": c.student, "method": [c.static2dvs, c.ckd]})
     mistakes += wrong + (distill.check(trial, ("teacher",))[1] if trial else [])

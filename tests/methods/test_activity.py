@@ -15,6 +15,7 @@ from spikedistill.core.taps import call, infer
 from spikedistill.methods import activity
 from spikedistill.methods.activity import MSE, activity_loss, logits_loss
 from spikedistill.models.small import small
+from spikedistill.neurons import LIF
 from spikedistill.objectives import KD
 from spikedistill.report.activity import activity as measured
 from spikedistill.spec import SpecError
@@ -126,6 +127,15 @@ def test_neurons_of_the_readout_are_left_out(bf16):
         output = infer(student, batch["x"], taps=taps["student"])
     hidden = [x for name, x in output.taps.items() if name != "out"]
     torch.testing.assert_close(term(Step(batch, {"student": output})), activity_loss(hidden))
+
+
+def test_a_student_that_spikes_in_its_outputs_alone_has_nothing_to_penalise():
+    student = toy_teacher()
+    student.out = LIF(v_th=0.2)
+    plan = activity(student)
+    with pytest.raises(SpecError, match=r"activity\.act: .*only spiking neurons are its outputs: set act=0"):
+        Trainee(Stage([], **vars(plan)))(toy_batch(), 0.5)
+    assert Trainee(Stage([], **vars(activity(student, act=0))))(toy_batch(), 0.5)[0].isfinite()
 
 
 def test_nothing_added_is_cross_entropy():

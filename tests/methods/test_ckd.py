@@ -1,5 +1,6 @@
 """CKD: the phases, the distillation term in loops, who is taught by whom, and static2dvs where the teacher is off."""
 
+import copy
 from math import exp, log
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spikedistill.core.fit import Stage, Trainee
+from spikedistill import runs
+from spikedistill.core.fit import Passes, Stage, Trainee, fit
 from spikedistill.core.output import Output
 from spikedistill.core.step import Step
 from spikedistill.core.taps import call, infer
@@ -52,8 +54,11 @@ def test_phases():
     other = phase(0.1, 0.9, 0.3, 20.0)
     assert other(0.4) == pytest.approx(1 / (1 + exp(20 * 0.1))) and other(0.1) == 1 and other(0.9) == 0
     assert phase(0, 1, 0.5, 1e6)(0.9) == 0
-    with pytest.raises(SpecError, match=r"ckd.on: 0.7.*off=0.6"):
-        phase(0.7, 0.6)
+    for on, off, middle in ((0.41, 0.58, 0.3), (0.41, 0.58, 0.58), (0.5, 0.58, 0.5), (0.7, 0.6, 0.65)):
+        with pytest.raises(SpecError, match=rf"ckd.middle: {middle} will not do: .*on={on}, .*off={off}"):
+            phase(on, off, middle)  # w(middle) would be 1 or 0
+    for on, off, middle in ((0.1, 0.2, 0.15), (0.0, 1.0, 0.99)):
+        assert phase(on, off, middle)(middle) == 0.5
 
 
 def weights_of(**how):
@@ -68,7 +73,10 @@ def test_weight_over_training():
     assert weights_of(phases="step", weight=0.7) == [0.7, 0.7, 0.7, 0, 0, 0]
     assert weights_of(phases="step", middle=0.4) == [1, 0, 0, 0, 0, 0]
     assert weights_of(phases="constant", weight=0.7) == [0.7] * 6
-    assert weights_of(on=0.5, off=0.51) == [1, 1, 1, 0, 0, 0]
+    assert weights_of(phases="step", middle=0.9) == [1] * 5 + [0]
+    assert weights_of(on=0.5, off=0.51, middle=0.505) == [1, 1, 1, 0, 0, 0]
+    with pytest.raises(SpecError, match=r"ckd.middle: 0.6"):
+        weights_of(middle=0.6)
     assert weights_of(middle=0.51, steepness=600.0)[3] == pytest.approx(0.5)
 
 
@@ -116,7 +124,7 @@ def test_the_term_reads_the_hybrid_stream_and_its_head(shared):
     t = step.teacher.logits[0]
     torch.testing.assert_close(t, infer(teacher, batch["rgb"]).logits[0])
     torch.testing.assert_close(term(step), kd_loss(z.mean(0), t, 3.0))
-    every = ckd(student, teacher, tau=3.0, kd_per_step=True, divergence="mse", shared_head=True).loss["ckd"][1]
+    every = ckd(student, teacher, kd_per_step=True, divergence="mse", shared_head=True).loss["ckd"][1]
     assert isinstance(every, CKD)
     torch.testing.assert_close(every(step), F.mse_loss(step["source"].logits, t.expand(3, -1, -1)))
     term(step).backward()
@@ -191,9 +199,58 @@ def test_settings_reach_the_terms():
     assert (labels.lam, labels.phi, event.lam, event.phi) == (0.2, 0.9, 0.2, 0.9) and align.tap == "stage1"
     assert event.weights is align.weights and align.weights.eta is not None and len(align.weights.eta) == 7
     assert labels.head.tap == "stage1" and labels.weights is None
-    term = ckd(student, teacher, tau=1.5, divergence="mse", kd_per_step=True, mask_replaced=True).loss["ckd"][1]
-    assert isinstance(term, CKD)
-    assert (term.tau, term.divergence, term.per_step, term.mask_replaced) == (1.5, "mse", True, True)
+    term = ckd(student, teacher, divergence="mse", kd_per_step=True, mask_replaced=True).loss["ckd"][1]
+    other = ckd(student, teacher, tau=1.5, feature="stage1", pool=True).loss
+    assert isinstance(term, CKD) and (term.divergence, term.per_step, term.mask_replaced) == ("mse", True, True)
+    assert getattr(other["ckd"][1], "tau", None) == 1.5 and getattr(other["ckd_align"][1], "pool", None)
+
+
+@pytest.mark.parametrize(
+    "how, wrong",
+    [
+        (dict(divergence="mse", tau=9.0), ("tau",)),
+        (dict(regularise=False, steps=3), ("steps",)),
+        (dict(shared_head=True, tap="stage1", grid=2, classes=4), ("tap", "grid", "classes")),
+    ],
+)
+def test_settings_that_do_nothing_are_refused(how, wrong):
+    with pytest.raises(SpecError) as error:
+        ckd(toy_student(), toy_teacher(), **how)
+    assert [m.split(":")[0] for m in error.value.mistakes] == [f"ckd.{name}" for name in wrong]
+
+
+def test_without_alignment_and_teacher_it_is_labels_of_two_streams():
+    student, batch = toy_student().to(D), {k: v.to(D) if v.ndim > 1 else v for k, v in batch_of().items()}
+    plain, lam, phi = copy.deepcopy(student), 0.2, 0.9
+    plan = ckd(student, toy_teacher().to(D), weight=0, align=0, regularise=False, lam=lam, phi=phi, shared_head=True)
+    total, parts = Trainee(Stage([batch], **vars(plan)))(batch, 0.0)
+    total.backward()
+    still, expected = batch["source"].expand_as(batch["x"]), torch.zeros((), dtype=D)
+    for x in (still, batch["x"]):
+        for z in plain(x):
+            labels = (z.exp().sum(1).log() - z[torch.arange(4), batch["y"]]).sum() / 4
+            expected = expected + ((1 - lam) * labels + lam * (z - phi).square().sum() / z.numel()) / 3
+    expected.backward()
+    assert set(parts) == {"ckd_source", "ckd_event", "accuracy"}
+    torch.testing.assert_close(total, expected)
+    for (name, p), q in zip(student.named_parameters(), plain.parameters(), strict=True):
+        assert q.grad is not None and q.grad.abs().max() > 0, name
+        torch.testing.assert_close(p.grad, q.grad)
+    torch.testing.assert_close(student.state_dict(), plain.state_dict())  # the running statistics
+
+
+def test_the_student_that_is_saved_answers_as_in_training(tmp_path):
+    student, batch = toy_student(), batch_of(8)
+    stage = Stage([batch] * 3, **vars(ckd(student, toy_teacher())), epochs=2)
+    fit(stage, progress=False)
+    trainee = Trainee(stage).eval()
+    prepared = trainee.prepare(batch, 0.5)
+    within = Passes(trainee, prepared)["student"].logits
+    assert any(name.startswith("objectives.") for name in trainee.state_dict())
+    runs.save(student, tmp_path / "student.safetensors")
+    alone = runs.load(tmp_path / "student.safetensors", toy_student(seed=9))
+    assert torch.equal(infer(alone, batch["x"]).logits, within) and within.std() > 0
+    assert alone.state_dict().keys() == toy_student().state_dict().keys()
 
 
 def test_replace_source_says_which():

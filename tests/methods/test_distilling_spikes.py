@@ -1,12 +1,13 @@
 """Distilling Spikes: the three losses in loops, their identities, and which outputs the method takes."""
 
+import copy
 from math import exp, log
 from typing import Any
 
 import pytest
 import torch
 
-from spikedistill.core.fit import Stage, Trainee
+from spikedistill.core.fit import Stage, Trainee, fit
 from spikedistill.core.output import Output
 from spikedistill.core.step import Step
 from spikedistill.methods import distilling_spikes, kd
@@ -20,6 +21,8 @@ from spikedistill.methods.distilling_spikes import (
     windows,
 )
 from spikedistill.models.small import small
+from spikedistill.models.vggsnn import plif_net
+from spikedistill.spec import SpecError
 from tests.methods.toy import toy_batch, toy_student, toy_teacher
 
 D = torch.float64
@@ -229,9 +232,61 @@ def test_potential_is_kd_of_the_time_mean():
             distilling_spikes(student, teacher, signal="potential", **wrong)
 
 
-def test_a_chain_through_a_copy_of_the_teacher_is_a_single_stage():
-    big, student, batch = spiking(1, (5, 7)), spiking(0), toy_batch()
-    middle = spiking(5, (5, 7))
-    middle.load_state_dict(big.state_dict())
-    values = [Trainee(Stage([], **vars(distilling_spikes(student, t))))(batch, 0.5)[0] for t in (big, middle)]
-    assert values[0] == values[1]
+def test_a_chain_trains_each_network_in_its_own_stage():
+    """What was trained teaches as one that was loaded does: with its weights and running statistics, changing neither."""
+    big, middle, student, batch = spiking(1, (8, 9)), spiking(5, (5, 7)), spiking(0, (4, 5)), toy_batch(8)
+    first = [copy.deepcopy(m.state_dict()) for m in (big, middle, student)]
+
+    def stage(small, large):
+        fit(Stage([batch] * 3, **vars(distilling_spikes(small, large, alpha=0.8, sliding=1.0))), progress=False)
+
+    def same(model, state):
+        return all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
+
+    stage(middle, big)
+    taught, fresh, other = copy.deepcopy(middle.state_dict()), spiking(9, (5, 7)), spiking(0, (4, 5))
+    assert same(big, first[0]) and not same(middle, first[1])
+    stage(student, middle)
+    assert same(big, first[0]) and same(middle, taught) and not same(student, first[2])
+    fresh.load_state_dict(taught)
+    stage(other, fresh)
+    assert same(student, other.state_dict())
+    direct = spiking(0, (4, 5))
+    stage(direct, big)
+    assert not same(student, direct.state_dict())
+
+
+@pytest.mark.parametrize(
+    "how, wrong",
+    [
+        (dict(window=3, stride=2, reduction="sum", scale=5.0), ("scale", "reduction", "window", "stride")),
+        (dict(full=1.0, reduction="sum", window=3), ("reduction", "window")),
+        (dict(per_window=True, reduction="sum", scale=5.0), ("scale", "reduction")),
+        (dict(soft=0.0, full=1.0, tau=3.0, per_window=True, window=2), ("tau", "per_window", "window")),
+    ],
+)
+def test_settings_that_do_nothing_are_refused(how, wrong):
+    with pytest.raises(SpecError) as error:
+        distilling_spikes(spiking(0), spiking(1), **how)
+    assert [m.split(":")[0] for m in error.value.mistakes] == [f"distilling_spikes.{name}" for name in wrong]
+
+
+@pytest.mark.parametrize("signal", ["spikes", "potential"])
+def test_a_loss_of_nothing_is_refused(signal):
+    with pytest.raises(SpecError, match=r"distilling_spikes\.alpha: 1 takes the labels away"):
+        distilling_spikes(spiking(0), spiking(1), alpha=1.0, soft=0.0, signal=signal)
+    assert distilling_spikes(spiking(0), spiking(1), alpha=0.9, soft=0.0, signal=signal).loss
+
+
+def test_votes_are_averages_and_single_ones_are_spikes():
+    x = {"x": torch.rand(2, 1, 8, 8), "y": torch.tensor([0, 1])}
+    torch.manual_seed(0)
+    for vote in (10, 1):
+        how: dict[str, Any] = dict(classes=2, channels=1, steps=2, size=8, width=4, hidden=20, drop=0.0, vote=vote)
+        student = plif_net(**how, neuron="plif(v_th=0.05)")
+        trainee = Trainee(Stage([], **vars(distilling_spikes(student, student))))
+        if vote == 1:
+            assert trainee(x, 0.0)[0].isfinite()
+            continue
+        with pytest.raises(ValueError, match=r"not spikes: .*small\(head=spiking\) or plif_net\(vote=1\)"):
+            trainee(x, 0.0)

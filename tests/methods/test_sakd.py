@@ -185,6 +185,17 @@ def test_presets_and_what_overrides_them():
     assert weights_of(feature=0.0, logits=2.0, tau=2.5) == ([1.0, None, 2.0], 2.5, None)
 
 
+def test_a_schedule_made_of_the_length_of_training_wants_to_know_it():
+    code: dict[str, Any] = {"scale": "imagenet", "preset": "official_code", "init": "no"}
+    for given in ({}, {"epochs": 7}, {"updates": 13}):
+        with pytest.raises(SpecError, match=r"sakd\.epochs, sakd\.updates: .*epochs of your training"):
+            sakd(toy_student(), toy_teacher(), **code, **given)
+    weight = sakd(toy_student(), toy_teacher(), **code, epochs=7, updates=13).loss["sakd"][0]
+    assert callable(weight)
+    values = [weight((e * 13 + u) / (7 * 13)) for e in range(7) for u in range(13)]
+    assert values == ([10.0] * 11 + [0.01] * 2) * 7
+
+
 def test_the_cifar_script_starts_from_its_own_weights_and_the_rest_from_the_teachers():
     cases: Any = (({}, True), ({"preset": "official_code"}, False), ({"scale": "imagenet"}, True))
     for settings, copied in cases:

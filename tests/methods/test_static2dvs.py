@@ -18,6 +18,7 @@ from spikedistill.methods.static2dvs import replace_source
 from spikedistill.models.small import small
 from spikedistill.models.vggsnn import vggsnn
 from spikedistill.objectives import Alignment, Head, StepLabels, StepWeights
+from spikedistill.spec import SpecError
 from tests.methods.toy import toy_student, toy_teacher
 
 D = torch.float64
@@ -86,6 +87,37 @@ def test_a_silent_feature_and_a_single_sample_give_distance_1_and_finite_gradien
 def test_both_streams_are_drawn_to_each_other():
     v_s, v_e = rand(2, 4, 3).requires_grad_(), rand(2, 4, 3, seed=1).requires_grad_()
     assert all(g.abs().max() > 0 for g in torch.autograd.grad(aligned(v_s, v_e), [v_s, v_e]))
+
+
+def test_pooled_features_are_averaged_over_space():
+    v_s, v_e, w = rand(3, 5, 4, 2, 3), rand(3, 5, 4, 2, 3, seed=1), StepWeights(3, learned=False)
+    step = Step({}, {"student": Output(v_e[..., 0, 0], {"v": v_e}), "source": Output(v_s[..., 0, 0], {"v": v_s})})
+    pooled = [[[[sum(sum(row) for row in c) / 6 for c in b] for b in t] for t in v.tolist()] for v in (v_s, v_e)]
+    d = [1 - cka_in_loops(a, b) for a, b in zip(*pooled)]
+    assert Alignment("v", w, pool=True)(step).item() == pytest.approx(sum(d) / 3, rel=1e-6)
+    assert Alignment("v", w)(step).item() != pytest.approx(sum(d) / 3, rel=1e-3)
+    with pytest.raises(ValueError, match=r"pool: 'v' has shape \[3, 5, 4\], no height and width"):
+        Alignment("v", w, pool=True)(Step({}, {k: Output(v_e[..., 0, 0], {"v": v_e[..., 0, 0]}) for k in step.passes}))
+    term = static2dvs(toy_student(), feature="stage2", pool=True).loss["static2dvs_align"][1]
+    assert isinstance(term, Alignment) and term.pool
+
+
+@pytest.mark.parametrize(
+    "how, wrong",
+    [
+        (dict(per_step=False, lam=0.1, phi=0.2), ("lam", "phi")),
+        (dict(sliding=False, exponent=1.0), ("exponent",)),
+        (dict(regularise=False, steps=3), ("steps",)),
+        (dict(shared_head=True, tap="stage1", grid=2, classes=4), ("tap", "grid", "classes")),
+    ],
+)
+def test_settings_that_do_nothing_are_refused(how, wrong):
+    with pytest.raises(SpecError) as error:
+        static2dvs(toy_student(), **how)
+    assert [m.split(":")[0] for m in error.value.mistakes] == [f"static2dvs.{name}" for name in wrong]
+    switch = next(iter(how))
+    assert static2dvs(toy_student(), **{switch: how[switch]})
+    assert static2dvs(toy_student(), **{k: v for k, v in how.items() if k != switch})
 
 
 def test_cka_is_computed_in_float32_under_autocast():

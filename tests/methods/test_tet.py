@@ -48,6 +48,18 @@ def test_the_formula_in_loops(lam, phi):
     assert by_plan(z, y, lam=lam, phi=phi).item() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("lam", [0.0, 0.3])
+def test_soft_labels(lam):
+    torch.manual_seed(0)
+    z, y = torch.randn(5, 4, 3, dtype=D), torch.rand(4, 3, dtype=D)
+    each = [F.cross_entropy(u, torch.full((4,), k), reduction="none") @ y[:, k] / 4 for u in z for k in range(3)]
+    expected = (1 - lam) * sum(each).item() / 5 + lam * spread(z, 0.4).item()
+    assert tet_loss(z, y, lam, 0.4).item() == pytest.approx(expected, abs=1e-12)
+    assert by_plan(z, y, lam=lam, phi=0.4).item() == pytest.approx(expected, abs=1e-12)
+    hot = F.one_hot(torch.tensor([0, 2, 1, 2]), 3).to(D)
+    torch.testing.assert_close(tet_loss(z, hot, lam), tet_loss(z, torch.tensor([0, 2, 1, 2]), lam))
+
+
 def test_no_less_than_the_loss_of_the_mean_and_equal_where_steps_agree():
     torch.manual_seed(1)
     z, y = torch.randn(6, 4, 3, dtype=D), torch.tensor([0, 2, 1, 2])

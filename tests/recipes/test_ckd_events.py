@@ -94,5 +94,9 @@ def test_mistakes(tmp_path, capsys):
         assert expected in text, expected
     assert not (tmp_path / "out").exists()
     assert "batch: '2'" in (start("--batch", "2"), capsys.readouterr().err)[1]
+    for name, other in (("ckd", "ckdsnn"), ("static2dvs", "static2dvsx(align=1)"), ("ckd", "bkd + ckd"), ("ckd", "")):
+        assert f"{name}: '{other}' will not do: write {name}(KEY=VALUE, ...)" in check(Config(**{name: other}))[1]
+    good = [check(Config(ckd=text))[1] for text in ("ckd", "ckd (tau=3)", "ckd(tau=3) + joint_a_snn")]
+    assert not [m for mistakes in good for m in mistakes if "will not do" in m]
     missing = check(Config(data="n-caltech101", root=str(tmp_path), pair="folder:nowhere"))[1]
     assert any("Caltech101" in m for m in missing) and any("pair: " in m and "nowhere" in m for m in missing)

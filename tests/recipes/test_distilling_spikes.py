@@ -156,6 +156,8 @@ def test_mistakes(pictures, tmp_path, capsys):
     for method, says in (
         ("signal=potential, full=1", "full, sliding, per_window and task='mse' need signal='spikes'"),
         ("sliding=1, window=7", "window=7 is longer than the 6 time steps"),
+        ("alpha=1, soft=0", "distilling_spikes.alpha: 1 takes the labels away"),
+        ("full=1, task=mse", "task=mse will not do here: the rows without KD learn labels by cross-entropy"),
     ):  # fit no network, so none is trained first
         assert start("--method", f"distilling_spikes({method})", "--out", str(out)) == 2
         assert says in capsys.readouterr().err and not out.exists()
@@ -164,6 +166,12 @@ def test_mistakes(pictures, tmp_path, capsys):
     text = capsys.readouterr().err
     assert "student: the outputs of 'small(widths=(3, 4))' are not spikes: head=spiking" in text and "teacher: " in text
     assert "assistant: " not in text and not out.exists()
+    voting = ["--student", "plif_net(size=12, width=2, hidden=4, neuron='plif(v_th=0.05)')", "--stages", "0,1"]
+    assert start(*plain, *voting, *MODELS[:2]) == 2
+    assert "are not spikes: head=spiking (plif_net: vote=1), or" in capsys.readouterr().err and not out.exists()
+    for method in ("distilling_spikesman", "'distilling_spikes", "bkd + distilling_spikes"):
+        assert start("--method", method) == 2
+        assert f"method: '{method}' will not do: write distilling_spikes(" in capsys.readouterr().err
 
 
 def test_labels_alone_are_the_task_of_the_method():
