@@ -1,14 +1,21 @@
 """Rates and operations, counted in loops."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from spikedistill.core.taps import infer
+from spikedistill.data.batches import Files, Tensors
+from spikedistill.data.encode import Encode
+from spikedistill.data.splits import SomeFrames
+from spikedistill.models.foreign import Spiking
 from spikedistill.models.small import small
 from spikedistill.neurons import LIF
-from spikedistill.report.activity import activity, spikes_averaged
+from spikedistill.report.activity import activity, spikes_averaged, spread
 from spikedistill.transforms.tt_snn import TTConv2d
+from spikedistill.transforms.unstructured_pruning import Gated, Mask
 
 
 def operations_in_loops(conv: nn.Conv2d, x: torch.Tensor) -> float:
@@ -74,6 +81,35 @@ class Timed(nn.Module):
 
     def forward(self, x):
         return self.layer(x).mean((-2, -1))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2),
+        nn.Conv3d(4, 6, 2, dilation=2, padding="same"),
+        nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+        nn.ConvTranspose2d(4, 6, (3, 2), stride=2, padding=(1, 0), dilation=(1, 2)),
+        nn.ConvTranspose3d(4, 6, 2, stride=2),
+        nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(4, 6, (3, 5), padding=(1, 2), padding_mode="reflect", stride=2),
+        nn.Conv2d(4, 6, 3, padding="same", padding_mode="replicate", groups=2),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("pruned", [False, True])
+def test_every_convolution_counts_what_each_input_reaches(layer, pruned):
+    torch.manual_seed(0)
+    layer.bias = None
+    layer.weight.data.fill_(1.0)
+    if pruned:
+        layer.weight.data *= torch.rand(layer.weight.shape) < 0.5
+    x = (torch.rand(5, 4, *[6, 5, 4][: len(layer.kernel_size)]) < 0.4).float().requires_grad_()
+    reach = torch.autograd.grad(layer(x).sum(), x)[0]
+    counted = activity(nn.Sequential(layer, nn.Flatten(1)), [{"x": x.detach(), "y": torch.zeros(5)}])
+    assert counted["operations"]["ac"] == (x * reach).sum().item() / 5 and counted["uncounted"] == []
+    places, each = (x, 6) if layer.transposed else (layer(x), 4)
+    assert counted["operations"]["dense"] == places.numel() // 5 * each // layer.groups * layer.weight[0, 0].numel()
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 1, groups=2), nn.Linear(4, 6)])
@@ -227,6 +263,209 @@ def test_attention_in_one_call_is_its_two_products():
     counted = activity(Fused(), [{"x": torch.rand(3, 2, 5, 14), "y": torch.zeros(3)}])["synapses"]["products"]
     assert counted["kind"] == "mac"
     assert counted["operations"] == counted["dense"] == counted["once"] == 2 * (5 * 5 * 4 + 5 * 5 * 6)
+
+
+def test_products_in_other_words_count_the_same():
+    class Products(nn.Module):
+        def __init__(self, way):
+            super().__init__()
+            self.way = way
+
+        def forward(self, x):
+            a, b = x[..., :4], (x[..., 4:] > 0.5).float().mT
+            return self.way(a, b).mean(1)
+
+    ways = [
+        torch.matmul,
+        torch.bmm,
+        lambda a, b: torch.einsum("bij,bjk->bik", a, b),
+        lambda a, b: torch.einsum("...ij,...jk->...ik", [a, b]),
+        lambda a, b: torch.baddbmm(torch.zeros(3, 5, 5), a, b),
+        lambda a, b: torch.baddbmm(torch.zeros(3, 5, 5), batch1=a, batch2=b),
+    ]
+    x = {"x": torch.rand(3, 5, 8), "y": torch.zeros(3)}
+    one, *others = (activity(Products(way), [x])["synapses"]["products"] for way in ways)
+    assert (
+        one["kind"] == "ac" and one["dense"] == 5 * 4 * 5 and one["operations"] == (x["x"][..., 4:] > 0.5).sum() * 5 / 3
+    )
+    assert one["operand"] == 5 * 4
+    assert all(other == one for other in others)
+
+
+def test_attention_of_torch_is_counted():
+    def measured(layer, *args, **how):
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = layer
+
+            def forward(self, x):
+                out = self.layer(*(x for _ in args), **{k: x for k in how})
+                return (out[0] if isinstance(out, tuple) else out).mean(1)
+
+        return activity(Model(), [{"x": torch.rand(3, 5, 8), "y": torch.zeros(3)}])
+
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    dense = 4 * 5 * 8 * 8 + 2 * 5 * 5 * 8
+    for counted in (measured(attention, *"qkv"), measured(attention, query=0, value=0, key=0)):
+        assert counted["uncounted"] == [] and [*counted["synapses"]] == ["layer"]
+        of = counted["synapses"]["layer"]
+        assert of["kind"] == "mac" and of["dense"] == of["operations"] == of["once"] == dense
+        assert of["weights"] == sum(p.numel() for p in attention.parameters())
+    counted = measured(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), "x")
+    assert counted["uncounted"] == [] and counted["operations"]["dense"] == dense + 2 * 5 * 8 * 16
+
+
+def test_a_linear_layer_counts_however_its_weight_is_used():
+    """BEiT and Swin call F.linear with the weight of a layer and a bias of their own."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.tied, self.head = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3)
+            self.tied.weight = self.qkv.weight
+
+        def forward(self, x):
+            return self.head(F.linear(x, self.qkv.weight) + self.qkv(x) + self.tied(x))
+
+    x = (torch.rand(5, 4) < 0.5).float()
+    counted = activity(Model(), [{"x": x}] * 2)
+    assert counted["uncounted"] == [] and counted["operations"]["dense"] == 3 * 4 * 6 + 6 * 3
+    assert counted["operations"]["ac"] == 3 * 6 * x.sum().item() / 5
+
+
+def test_weights_that_are_used_in_other_ways_are_named():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.place = nn.Parameter(torch.rand(6, 4)), nn.Parameter(torch.rand(1, 5, 4))
+            self.norm, self.unused = nn.LayerNorm([5, 4]), nn.Bilinear(2, 2, 2)
+
+        def forward(self, x):
+            return F.linear(self.norm(x + self.place), self.weight)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.own, self.memory, self.head = Own(), nn.LSTM(6, 3, batch_first=True), nn.Linear(3, 2)
+            self.words = nn.Embedding(9, 3)
+
+        def forward(self, x):
+            y = self.head(self.memory(self.own(x))[0] + self.words(torch.zeros(5, dtype=torch.int64)))
+            return torch.einsum("bic,bjc,bkc->bc", y, y, y)
+
+    counted = activity(Model(), [{"x": torch.rand(3, 5, 4), "y": torch.zeros(3)}])
+    assert counted["uncounted"] == ["own", "memory", "einsum"] and [*counted["synapses"]] == ["head"]
+
+
+def test_layers_that_run_step_by_step_are_once_one_step():
+    class Steps(nn.Module):
+        def __init__(self, together):
+            super().__init__()
+            self.conv, self.neuron, self.head, self.together = nn.Conv2d(2, 3, 3), LIF(), nn.Linear(3, 2), together
+
+        def each(self, layer, x):
+            if self.together:
+                return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            return torch.stack([layer(now) for now in x])
+
+        def forward(self, x):
+            s = self.neuron(self.each(self.conv, x))
+            both = self.each(lambda s: s.flatten(2) @ s.flatten(2).mT, s)
+            return self.each(self.head, both.mean(-1)) + self.each(self.head, both.mean(-2))
+
+    torch.manual_seed(0)
+    x = {"x": torch.rand(4, 5, 2, 7, 7), "y": torch.zeros(5)}
+    torch.manual_seed(1)
+    whole = activity(Steps(True), [x])
+    torch.manual_seed(1)
+    steps = activity(Steps(False), [x])
+    assert whole == steps and whole["frames"] == whole["steps"] == 4
+    assert steps["synapses"]["conv"]["once"] == 5 * 5 * 3 * 2 * 9 == steps["synapses"]["conv"]["dense"] / 4
+    assert steps["synapses"]["products"]["operand"] == 3 * 25
+    net = nn.Sequential(nn.Flatten(), nn.Linear(98, 6), nn.ReLU(), nn.Linear(6, 2))
+    foreign = activity(Spiking(net, steps=3, mode="step", reset=lambda net: None), [{"x": x["x"][0], "y": x["y"]}])
+    assert foreign["synapses"]["net.1"]["once"] == 98 * 6 and foreign["frames"] == 1
+
+
+def test_neurons_that_run_twice_are_two_layers():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neuron, self.head = LIF(), nn.Linear(9, 2)
+
+        def forward(self, x):
+            self.first = self.neuron(x * 3)
+            self.second = self.neuron(F.avg_pool2d(self.first.flatten(0, 1), 2).unflatten(0, x.shape[:2]) * 3)
+            return self.head(self.second.flatten(2))
+
+    model, x = Twice(), torch.rand(4, 5, 1, 6, 6)
+    halves = [{"x": x[:, rows], "y": torch.zeros(2)} for rows in (slice(2), slice(2, 4))]
+    counted = activity(model, halves, neurons=True)
+    model(x[:, :4])
+    layers = counted["layers"]
+    assert [*layers] == ["neuron", "neuron#2"] and [of["neurons"] for of in layers.values()] == [36, 9]
+    for of, spikes in zip(layers.values(), (model.first, model.second)):
+        assert of["rate"] == pytest.approx(spikes.mean().item())
+        assert of["rates"] == pytest.approx(spikes.flatten(2).mean((0, 1)).tolist())
+    total = model.first.sum() + model.second.sum()
+    assert counted["rate"] == pytest.approx(total.item() / (model.first.numel() + model.second.numel()))
+
+
+def test_neurons_behind_closed_gates_are_told():
+    model = small(classes=3, widths=(4, 6), steps=2)
+    mask = (torch.rand(6, 4, 4) < 0.5).float()
+    spiking = model.stage2[1]
+    spiking.neuron = Gated(spiking.neuron, Mask(mask))
+    layers = activity(model, [{"x": torch.rand(3, 1, 8, 8)}])["layers"]
+    assert layers["stage2.1.neuron"]["open"] == mask.sum() and layers["stage2.1.neuron"]["neurons"] == 96
+    assert "open" not in layers["stem.neuron"]
+
+
+class Pairs:
+    """A map-style data set of frames of its number."""
+
+    def __len__(self):
+        return 23
+
+    def __getitem__(self, i):
+        return torch.full((2, 1, 8, 8), i / 23), i // 8
+
+
+@pytest.mark.parametrize("kind", ["tensors", "array", "files", "frames"])
+def test_a_split_that_is_sorted_is_measured_all_over(kind):
+    x = torch.stack([Pairs()[i][0] for i in range(23)])
+    split = Files(Pairs(), batch_size=4) if kind == "files" else Tensors(
+        images=x.numpy() if kind == "array" else x, labels=torch.arange(23) // 8, batch_size=4
+    )  # fmt: skip
+    split = SomeFrames(split, (1,)) if kind == "frames" else split
+    batches = [*spread(split, 6)]
+    assert [len(b["y"]) for b in batches] == [4, 2]
+    rows = torch.cat([b["index"] for b in batches])
+    assert rows.tolist() == [0, 3, 7, 11, 15, 19] and torch.cat([b["y"] for b in batches]).tolist() == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        2,
+    ]
+    seen = torch.cat([b["x"] for b in batches], 1)
+    assert torch.equal(seen, x[rows].transpose(0, 1)[-len(seen) :]) and len(seen) == (1 if kind == "frames" else 2)
+    model = small(classes=3, widths=(4, 6))
+    every = [{"x": seen, "y": torch.zeros(6)}]
+    assert activity(model, split, samples=6)["operations"] == pytest.approx(activity(model, every)["operations"])
+    assert [b["index"].tolist() for b in spread(split, 23)] == [b["index"].tolist() for b in split]
+    own = [*split]
+    assert spread(own, 6) is own and activity(model, own, samples=6)["samples"] == 6
+
+
+def test_a_training_split_of_encoded_images_is_spread_too():
+    images, labels = np.random.default_rng(0).random((23, 1, 8, 8), np.float32), torch.zeros(23, dtype=torch.int64)
+    how = dict(batch_size=8, shuffle=True, drop_last=True, augment=Encode(3, "bernoulli"))
+    split = Tensors(images=images, labels=labels, **how)
+    (batch,) = spread(split, 6)
+    assert batch["x"].shape == (3, 6, 1, 8, 8) and sorted(batch["index"].tolist()) == [0, 3, 7, 11, 15, 19]
 
 
 def test_plain_layers_agree_with_spikingjelly():

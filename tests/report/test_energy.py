@@ -49,6 +49,47 @@ def test_a_spiking_network_by_hand():
     assert e["memory"] == pytest.approx(first + second + neurons)
 
 
+def test_neurons_of_an_int8_network_have_32_bits():
+    assert energy.spiking(STUDENT, energy.INT8)["neurons"] == pytest.approx(100 * 4 * (3.1 + 0.1))
+    assert energy.spiking(STUDENT, energy.INT8)["compute"] == pytest.approx(1000 * 0.3 + 400 * 0.1)
+
+
+def test_neurons_behind_closed_gates_cost_nothing():
+    gated = STUDENT | {"layers": {"neuron": LAYERS["neuron"] | {"open": 40}}}
+    e, whole = energy.spiking(gated), energy.spiking(STUDENT)
+    assert e["neurons"] == pytest.approx(whole["neurons"] * 0.4) and e["compute"] == whole["compute"]
+    assert whole["memory"] - e["memory"] == pytest.approx(2 * 60 * 4 * 4 * 10 / 8)  # the spikes are the same
+
+
+@pytest.mark.parametrize("kind", ["ac", "mac"])
+def test_what_is_multiplied_with_an_activation_lies_in_a_memory_of_its_size(kind):
+    product = SECOND | {"kind": kind, "weights": 0}
+    no, yes = (
+        {"steps": 4, "layers": {}, "synapses": {"products": of}} for of in (product, product | {"operand": 2**18})
+    )
+    reads = 400 if kind == "ac" else 4000
+    e = energy.spiking(yes)["memory"] - energy.spiking(no)["memory"]
+    assert e == pytest.approx(reads * 4 * (100 - 10) / 8)
+    assert energy.ann(yes)["memory"] - energy.ann(no)["memory"] == pytest.approx(1000 * 4 * (100 - 10) / 8)
+
+
+def test_an_ann_on_frames_is_charged_for_all_of_them():
+    x, image = torch.rand(5, 4, 2, 8, 8), torch.rand(4, 2, 8, 8)
+    ann = small(classes=3, channels=2, widths=(4, 6), neuron="relu")
+    frames, one = (activity(ann, [{"x": x, "y": torch.zeros(4)}]) for x in (x, image))
+    all_, single = energy.table(frames)[0], energy.table(one)[0]
+    for key in ("operations", "compute", "memory", "total"):
+        assert all_[key] == pytest.approx(5 * single[key])
+        assert energy.per_sample(frames)["total"] == pytest.approx(all_["total"])
+    assert energy.table(frames, frames)[-1]["total"] == pytest.approx(all_["total"])  # as teacher
+    student = activity(small(classes=3, channels=2, widths=(4, 6)), [{"x": x, "y": torch.zeros(4)}])
+    of = {(row["name"], row["precision"]): row for row in energy.table(student)}
+    shape = "ANN of the student's shape"
+    assert of[f"{shape}, every frame", "float32"]["total"] == pytest.approx(all_["total"])
+    assert of[f"{shape}, frames summed", "float32"]["total"] == pytest.approx(single["total"])
+    assert len(of) == 2 + 6
+
+
 def test_an_ann_of_the_shape_by_hand_in_8_and_4_bits():
     small = 10 / 8
     for p, mac, bytes_ in ((energy.FP32, 4.6, 4), (energy.INT8, 0.3, 1), (energy.INT4, 0.15, 0.5)):
