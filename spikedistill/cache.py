@@ -1,19 +1,25 @@
 """Outputs of frozen passes, kept between epochs and runs: what a sample gives is asked of a model once.
 
-A sample is known by the bytes that reach the model, however it was augmented; a pass by its model's class, settings and
-weights, taps, T, precision, kind of device and version of torch. Both are 128-bit hashes; a model must be a function of
-its input. FOLDER/<pass>.outputs is a line of JSON that says what a record holds, then records of one size, only ever
-appended under a lock: 16 bytes of key, CRC-32 of the rest, the bytes of each tensor.
+A sample is known by the bytes that reach the model, however it was augmented; a pass by its model's code, settings and
+weights, taps, T, precision, kind of device and versions of torch and spikedistill. Both are 128-bit hashes. A model has
+to be a function of its input; its code is the files that its classes and functions are from, not what those import.
+FOLDER/<pass>.outputs is a line of JSON that says what a record holds, then records of one size, only ever appended
+under a lock: 16 bytes of key, CRC-32 of the rest, the bytes of each tensor.
 """
 
+import inspect
 import json
 import os
+import re
+import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 from zlib import crc32
 
@@ -21,37 +27,56 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spikedistill import __version__
 from spikedistill.core.output import Output
 from spikedistill.core.taps import infer
 from spikedistill.neurons.kernels import sparse
 
 HEAD = 20  # bytes of a record before its tensors
+COUNTERS = ("asked", "hits", "full", "computed", "computed_seconds", "seconds", "cpu_seconds")
+LIBRARIES = {"torch", *sys.stdlib_module_names}  # whose versions stand for their code
+# of a module, what torch needs and says nothing of its outputs, how it was built (with the path of its file), state of
+# spikingjelly's neurons, which is reset before every call, and an address that torch.compile keeps
+APART = {*vars(nn.Module()), "spec", "_memories", "_torchdynamo_wrapper_id"} - {"_parameters", "_buffers", "_modules"}
 
 
 class Cache:
     """Give it to a Pass. folder: where, shared with other processes; None keeps all in memory. limit: bytes.
 
-    Where the limit is reached, it warns once and goes on without storing. asked, hits: samples, so far, in `calls`.
-    computed, seconds, cpu_seconds: samples that models were run on, in `ran` calls of them, and how long that took.
+    Where the limit is reached, it warns once and goes on without storing: `full`. asked, hits: samples, so far, in
+    `calls`. computed, computed_seconds: samples that models were run on, in `ran` calls of them, and how long that
+    took. seconds, cpu_seconds: of that, what no other run has to spend again, for the outputs are in the folder.
     """
 
     def __init__(self, folder: str | Path | None = None, limit: float = 8 * 2**30):
         self.folder, self.limit = Path(folder) if folder else None, limit
         self.tables: dict[str, Table] = {}
-        self.prints: dict[int, tuple[nn.Module, list, str]] = {}
-        self.asked, self.hits, self.computed, self.full = 0, 0, 0, False
-        self.calls, self.ran, self.seconds, self.cpu_seconds = 0, 0, 0.0, 0.0
+        self.prints: dict[int, tuple[nn.Module, tuple[list[Tensor], list], str]] = {}
+        self.calls, self.ran, self.asked, self.hits, self.computed = 0, 0, 0, 0, 0
+        self.stores, self.full = True, False
+        self.computed_seconds, self.seconds, self.cpu_seconds = 0.0, 0.0, 0.0
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def counters(self) -> dict[str, Any]:
+        """What a result file holds of it. A run that goes on after an interruption sets what it had counted."""
+        return {name: getattr(self, name) for name in COUNTERS}
+
+    @counters.setter
+    def counters(self, counted: Mapping[str, Any]) -> None:
+        vars(self).update({name: counted[name] for name in COUNTERS if name in counted})
 
     @sparse.limited(-1)  # its choice would make what a sample gives hang on the rest of the batch
     def infer(self, model: nn.Module, x: Tensor, steps: int | None = None, taps: Sequence[str] = ()) -> Output:
         """As `taps.infer`. The model sees the missing samples alone where that changes no bit, else the whole batch."""
         dim = 1 if x.ndim == 5 else 0
         samples, taps = x.detach().movedim(dim, 0), sorted(taps)
-        what = [self.fingerprint(model), steps, getattr(model, "steps", None), taps, x.dtype, samples.shape[1:]]
+        mark = self.fingerprint(model)
+        what = [mark, steps, getattr(model, "steps", None), taps, x.dtype, samples.shape[1:]]
         kind = x.device.type
-        what += [kind, torch.__version__, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)]
+        what += [kind, torch.__version__, __version__]
+        what += [torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)]
         name = blake2b(repr(what).encode(), digest_size=16).hexdigest()
         table = self.tables.setdefault(name, Table(self.folder and self.folder / f"{name}.outputs"))
         keys = [blake2b(row, digest_size=16).digest() for row in raw(samples)]
@@ -70,51 +95,103 @@ class Cache:
             out = infer(model, x if whole else x.index_select(dim, torch.tensor(ask, device=x.device)), steps, taps)
             if kind == "cuda":
                 torch.cuda.synchronize(x.device)
+            took, cpu = time.perf_counter() - began, time.process_time() - cpu
             self.ran, self.computed = self.ran + 1, self.computed + len(ask)
-            self.seconds += time.perf_counter() - began
-            self.cpu_seconds += time.process_time() - cpu
+            self.computed_seconds += took
             if table.separable is None and len(keys) > 8:
                 self.ran += 1
                 few = infer(model, x.narrow(dim, 0, 8), steps, taps)
                 table.separable = all(torch.equal(a[:, :8], b) for a, b in zip(parts(out), parts(few)))
+            # what it wrote while it ran is its state, and no other model
+            self.prints[id(model)] = model, written(model), mark
             fields, found = encode(out, taps)
             new = {keys[i]: row for i, row in zip(ask, found) if keys[i] not in rows}
-            self._store(table, fields, new)
+            if self._store(table, fields, new) and self.folder:
+                self.seconds, self.cpu_seconds = self.seconds + took, self.cpu_seconds + cpu
             if whole:
                 return out
             rows |= new
             return decode(np.stack([rows[key] for key in keys]), fields, x.device)
         return decode(np.stack([rows[key] for key in keys]), table.fields, x.device)
 
-    def _store(self, table: "Table", fields: list, new: dict[bytes, np.ndarray]) -> None:
+    def _store(self, table: "Table", fields: list, new: dict[bytes, np.ndarray]) -> bool:
         used = sum(t.bytes for t in self.tables.values())
         if self.folder:
             used = sum(file.stat().st_size for file in self.folder.glob("*.outputs"))
         why = f"has reached its limit of {self.limit / 2**30:g} GiB"
-        if not self.full and used + sum(HEAD + len(row) for row in new.values()) <= self.limit:
+        if self.stores and used + sum(HEAD + len(row) for row in new.values()) <= self.limit:
             try:
-                return table.append(fields, new)
+                table.append(fields, new)
+                return True
             except OSError as error:
                 why = f"cannot be written ({error.strerror})"
-        if not self.full:
+        if self.stores:
             warnings.warn(f"the cache in {self.folder or 'memory'} {why}: it is read, but stores no more", stacklevel=2)
-        self.full = True
+        self.stores, self.full = False, True
+        return False
 
     def fingerprint(self, model: nn.Module) -> str:
-        """Class, settings (plain attributes of every module) and weights; hashed again when a weight was written to."""
-        tensors = [*model.parameters(), *model.buffers()]
-        now = [(t.data_ptr(), t._version) for t in tensors]
-        before = self.prints.get(id(model))
-        if before is None or before[1] != now:
-            digest = blake2b(f"{type(model).__module__} {model!r}".encode(), digest_size=16)
-            for name, module in model.named_modules():  # what a repr does not show
-                own = sorted((k, v) for k, v in vars(module).items() if k[0] != "_" and k != "training" and plain(v))
-                digest.update(f"{name} {own!r}".encode())
-            for name, t in [*model.named_parameters(), *model.named_buffers()]:
-                digest.update(f"{name} {t.dtype} {[*t.shape]}".encode())
-                digest.update(raw(t[None])[0])
-            before = self.prints[id(model)] = model, now, digest.hexdigest()
+        """Of code, settings and tensors; taken again when a tensor was written to or exchanged."""
+        now, before = written(model), self.prints.get(id(model))
+        if before is None or before[1][1] != now[1]:
+            mark = blake2b(repr(described(model, {})).encode(), digest_size=16).hexdigest()
+            before = self.prints[id(model)] = model, now, mark
         return before[2]
+
+
+def written(model: nn.Module) -> tuple[list[Tensor], list]:
+    """The tensors of a model, held so that their ids stay theirs, and what changes where one is written to."""
+    loose = [v for module in model.modules() for v in vars(module).values() if isinstance(v, Tensor)]
+    tensors = [t for t in (*model.parameters(), *model.buffers(), *loose) if t.layout is torch.strided]
+    return tensors, [(id(t), t.data_ptr(), None if t.is_inference() else t._version) for t in tensors]
+
+
+def described(value: Any, seen: dict[int, Any], deep: int = 4) -> Any:
+    """A value as numbers, text and lists of them, the same in every process and folder.
+
+    Tensors by their bytes, functions by name, file, code and what they hold, classes by name and files, other objects
+    by class and attributes, down to `deep` objects within each other. seen: what was described so far.
+    """
+    if plain(value):
+        return value
+    if isinstance(value, (Tensor, np.ndarray)):
+        data = value.tobytes() if isinstance(value, np.ndarray) else raw(value.to_dense()[None])[0]
+        return [str(value.dtype), [*value.shape], blake2b(data, digest_size=16).hexdigest()]
+    if id(value) in seen:
+        return seen[id(value)][0]
+    seen[id(value)] = f"again {len(seen)}", value
+
+    def each(*values: Any) -> list:
+        return [described(v, seen, deep) for v in values]
+
+    kind = type(value)
+    if isinstance(value, Mapping):
+        return [kind.__name__, *each(*value, *value.values())]
+    if isinstance(value, (list, tuple)):
+        return [kind.__name__, *each(*value)]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, each(*value)))
+    if isinstance(value, partial):
+        return ["partial", *each(value.func, value.args, value.keywords)]
+    if isinstance(value, ModuleType):
+        return value.__name__
+    if isinstance(value, MethodType):
+        return each(value.__func__, value.__self__)
+    if isinstance(value, CodeType):
+        return [value.co_code.hex(), *value.co_names, *each(*value.co_consts)]
+    if isinstance(value, type):
+        own = [k for k in value.__mro__ if not of_library(k)]
+        return [named(value), *(source(k) or each(*filter(inspect.isfunction, vars(k).values())) for k in own)]
+    if isinstance(value, FunctionType):
+        if of_library(value):
+            return named(value)
+        held = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+        return [named(value), source(value), *each(value.__code__, value.__defaults__, value.__kwdefaults__, held)]
+    if isinstance(value, nn.Module):
+        return each(kind, {k: v for k, v in sorted(vars(value).items()) if k not in APART})
+    if of_library(kind) or not hasattr(value, "__dict__"):
+        return [*each(kind), re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))]
+    return [*each(kind), *(described(v, seen, deep - 1) for v in sorted(vars(value).items()) if deep)]
 
 
 def plain(value: Any) -> bool:
@@ -124,6 +201,28 @@ def plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(plain, value))
     return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
+
+
+def of_library(thing: Any) -> bool:
+    return (thing.__module__ or "").partition(".")[0] in LIBRARIES
+
+
+def named(thing: Any) -> str:
+    return f"{thing.__module__}".partition("@")[0] + f".{thing.__qualname__}"  # own files are modules STEM@FOLDER
+
+
+def source(thing: Any) -> str:
+    """A print of the file that a class or function is from; empty where there is none, as in a notebook."""
+    try:
+        file = inspect.getsourcefile(thing)
+        return _print(file, os.stat(file).st_mtime_ns) if file else ""
+    except (TypeError, OSError):
+        return ""
+
+
+@cache
+def _print(file: str, changed: int) -> str:
+    return blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
 
 
 class Table:

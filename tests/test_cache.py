@@ -1,11 +1,15 @@
 """Outputs of a teacher are kept: the same to the bit, asked for once, and safe in a file."""
 
-from dataclasses import replace
+import os
+from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from spikedistill import cache as cache_module
+from spikedistill import own
 from spikedistill.cache import Cache
 from spikedistill.core.fit import Stage, Trainee, fit
 from spikedistill.core.step import Pass
@@ -114,6 +118,131 @@ def test_settings_that_a_repr_does_not_show_tell_models_apart(tmp_path):
     assert again.hits == len(x)
 
 
+@dataclass
+class Settings:
+    by: float
+
+
+def scaled(k):
+    return lambda x: k * x
+
+
+class Holder(nn.Module):
+    """Keeps what it computes with where neither a repr nor a state dict shows it."""
+
+    def __init__(self, **held):
+        super().__init__()
+        vars(self).update(held)
+
+    def forward(self, x):
+        return x.flatten(1)[:, :3]
+
+
+UNSEEN = {
+    "a tensor": ({"mean": torch.tensor(0.0)}, {"mean": torch.tensor(0.5)}),
+    "tensors in a list": ({"means": [torch.zeros(2)]}, {"means": [torch.ones(2)]}),
+    "a private number": ({"_by": 1.0}, {"_by": 2.0}),
+    "an object": ({"how": Settings(1.0)}, {"how": Settings(2.0)}),
+    "a function": ({"act": torch.relu}, {"act": torch.tanh}),
+    "a function of ours": ({"act": images}, {"act": same}),
+    "what a partial holds": ({"act": partial(torch.add, other=1)}, {"act": partial(torch.add, other=2)}),
+    "what a function holds": ({"act": scaled(1)}, {"act": scaled(2)}),
+    "code of one name": ({"act": lambda x: x + 1}, {"act": lambda x: x - 1}),
+    "a module in a list": ({"nets": [nn.ReLU()]}, {"nets": [nn.Tanh()]}),
+    "an array": ({"mean": torch.zeros(2000).numpy()}, {"mean": torch.arange(2000).eq(1000).float().numpy()}),
+}
+
+
+@pytest.mark.parametrize("held", UNSEEN.values(), ids=UNSEEN)
+def test_what_a_module_holds_unregistered_tells_models_apart(tmp_path, held):
+    x = images()
+    for one in held:
+        cache = Cache(tmp_path)
+        cache.infer(Holder(**one), x)
+        assert cache.hits == 0
+        again = Cache(tmp_path)
+        again.infer(Holder(**one), x)
+        assert again.hits == len(x)
+
+
+def test_an_unregistered_tensor_that_is_exchanged_or_written_to_is_noticed():
+    model, cache, x = Holder(mean=torch.tensor(0.0)), Cache(), images()
+    for number in range(3):
+        if number == 1:
+            model.mean = torch.tensor(0.5)
+        elif number == 2:
+            model.mean += 1
+        cache.infer(model, x)
+    assert cache.hits == 0
+    cache.infer(model, x)
+    assert cache.hits == len(x)
+
+
+class Stateful(nn.Module):
+    """A neuron in the manner of other libraries: it begins anew with every call, and its last potential stays in it."""
+
+    def forward(self, x):
+        self.v = x.flatten(1)[:, :3] / 2
+        return self.v
+
+
+def test_what_a_model_wrote_while_it_ran_is_no_other_model():
+    model, cache = Stateful(), Cache()
+    for _ in range(2):
+        for seed in (0, 1):
+            cache.infer(model, images(seed=seed))
+    assert cache.hits == 40
+
+
+TEACHER = """
+from torch import nn
+
+class Teacher(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :3] * {by}
+
+def teacher():
+    return Teacher()
+"""
+
+
+def test_other_code_is_another_teacher_wherever_its_file_is(tmp_path, monkeypatch):
+    x, files, hits = images(), [tmp_path / name / "mine.py" for name in ("here", "there", "other", "other")], []
+    for file, by in zip(files, (1, 1, 2, 3)):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(TEACHER.format(by=by))
+        os.utime(file, (by, by))  # edited at another time
+        model, cache = own.imported(f"{file}:teacher")(), Cache(tmp_path / "kept")
+        model.spec = {"model": f"{file}:teacher", "settings": {}}
+        assert torch.equal(cache.infer(model, x).logits, infer(model, x).logits)
+        hits.append(cache.hits)
+    assert hits == [0, len(x), 0, 0]
+    monkeypatch.setattr(cache_module, "__version__", "0.0.1")  # whose forward pass may be another
+    other = Cache(tmp_path / "kept")
+    other.infer(model, x)
+    assert other.hits == 0
+
+
+def test_code_is_told_apart_without_a_file():
+    """As in a notebook."""
+    prints = []
+    for by in (1, 2, 2):
+        space = {"__name__": "notebook"}
+        exec(TEACHER.format(by=by), space)
+        prints.append(Cache().fingerprint(space["teacher"]()))
+    assert prints[0] != prints[1] == prints[2]
+
+
+def test_files_are_read_once_and_those_of_torch_never(monkeypatch):
+    read = []
+    monkeypatch.setattr(cache_module.Path, "read_bytes", lambda path: read.append(str(path)) or b"")
+    cache_module._print.cache_clear()
+    for seed in range(3):
+        Cache().fingerprint(net(seed))
+    cache_module._print.cache_clear()
+    assert len(read) == len({*read}) > 1 and not any(file.startswith(os.path.dirname(torch.__file__)) for file in read)
+
+
 @pytest.mark.parametrize("damage", ["cut", "cut in the head", "head", "middle", "gone"])
 def test_a_damaged_file_is_noticed_and_made_good(tmp_path, damage):
     model, x = net(), images()
@@ -156,6 +285,52 @@ def test_at_the_limit_it_says_so_and_stores_no_more(place):
     for seed, hits in ((0, 16), (1, 16)):
         assert torch.equal(cache.infer(model, images(16, seed)).logits, infer(model, images(16, seed)).logits)
         assert cache.hits == hits
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_seconds_are_of_what_other_runs_are_spared(place):
+    """Outputs in memory, and those that a full folder does not take, are computed by every run."""
+    model, cache = net(), Cache(place, limit=1000)
+    cache.infer(model, images(16))
+    first = cache.counters
+    assert (first["seconds"] == first["computed_seconds"] > 0 and first["cpu_seconds"] > 0) == bool(place)
+    assert first["computed_seconds"] > 0 and not first["full"]
+    with pytest.warns(UserWarning, match="has reached its limit"):
+        cache.infer(model, images(16, seed=1))
+    now = cache.counters
+    assert [now[k] for k in ("seconds", "cpu_seconds")] == [first[k] for k in ("seconds", "cpu_seconds")]
+    assert now["computed_seconds"] > first["computed_seconds"] and now["full"] and now["computed"] == 32
+
+
+def test_a_run_that_goes_on_counts_on():
+    model, before, after = net(), Cache(), Cache()
+    before.infer(model, images(16))
+    after.counters = before.counters
+    after.infer(model, images(16))
+    assert after.counters["asked"] == after.counters["computed"] == 32 and (after.calls, after.ran) == (1, 2)
+    assert after.counters["computed_seconds"] > before.counters["computed_seconds"]
+
+
+def test_an_interrupted_stage_counts_what_its_checkpoint_has_spent(tmp_path, monkeypatch):
+    def train(cache):
+        student, teacher = toy_student(), toy_teacher()
+        passes = {"student": Pass(student, grad=True), "teacher": Pass(teacher, cache=cache)}
+        data = replace(Tensors(images(40), torch.arange(40) % 3), batch_size=16)
+        loss = {
+            "kd": (1.0, lambda step: (step["student"].logits.mean(0) - step["teacher"].logits.mean(0)).square().mean())
+        }
+        return fit(Stage(data, passes, loss, epochs=3), tmp_path / "run", progress=False)
+
+    def replace_and_stop(source, target, move=os.replace):
+        move(source, target)
+        if str(target).endswith("checkpoint.pt"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(os, "replace", replace_and_stop)
+        train(first := Cache(tmp_path / "kept"))
+    train(second := Cache(tmp_path / "kept"))
+    assert second.asked == 120 and second.seconds == first.seconds > 0
 
 
 class Batchy(nn.Module):

@@ -231,11 +231,13 @@ def fit(
         "done": False,
     }
     best: dict[str, Tensor] = {}
+    caches: list[Any] = [*dict.fromkeys(p.cache for p in raw.passes.values() if p.cache)]
 
     def save() -> None:
         if out and rank == 0:
             state = {"identity": identity, "now": now, "trainee": raw.state_dict(), "optim": base.state_dict()}
-            state |= {"best": best} | ({"ema": ema.state_dict()} if ema else {})
+            state |= {"best": best, "caches": [cache.counters for cache in caches]}
+            state |= {"ema": ema.state_dict()} if ema else {}
             torch.save(state, out / "checkpoint.tmp")
             os.replace(out / "checkpoint.tmp", out / "checkpoint.pt")
 
@@ -248,6 +250,8 @@ def fit(
             raw.load_state_dict(state["trainee"])
             base.load_state_dict(state["optim"])
             now, best = {"cpu_seconds": None} | state["now"], state["best"]
+            for cache, counted in zip(caches, state.get("caches", ())):
+                cache.counters = counted
             if ema:
                 ema.load_state_dict(state["ema"])
         if rank == 0:

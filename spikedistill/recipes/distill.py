@@ -384,8 +384,7 @@ def train(c: Config, out: Path, student: Any, teacher: Any, data: Any, title: st
     result["teacher_accuracy"] = known  # on validation
     result["loss"] = {name: "schedule" if callable(weight) else weight for name, (weight, _) in plan.loss.items()}
     if cache:
-        kept = ("asked", "hits", "full", "computed", "seconds", "cpu_seconds")
-        result["teacher_cache"] = {name: getattr(cache, name) for name in kept}
+        result["teacher_cache"] = cache.counters
     result["parameters"] = {
         "student": models.parameters(student),
         "nonzero": sum(int(p.count_nonzero()) for p in student.parameters()),

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +78,7 @@ def claim(path: Path) -> Iterator[int | None]:
 
 
 class Crew:
-    """Runs jobs, `c.jobs` side by side (0: in this process), and shows how far they are.
+    """Runs jobs, `c.jobs` side by side (0: in this thread, which is the one that Ctrl-C reaches), and shows how far.
 
     c: jobs, out, progress, accelerator, devices.
     """
@@ -108,8 +108,18 @@ class Crew:
         self.pool.shutdown(wait=True, cancel_futures=True)
 
     def map(self, work: Callable[[Any], dict[str, Any]], rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
+        if not self.c.jobs:
+            return {row.name: work(row) for row in rows}
         futures = {row.name: self.pool.submit(work, row) for row in rows}
         return {name: future.result() for name, future in futures.items()}
+
+    def done(self, jobs: Sequence[Job], must: bool) -> Iterator[tuple[Job, str | None]]:
+        """Each job and what `one` says of it, as they end."""
+        if not self.c.jobs:
+            yield from ((job, self.one(job, must)) for job in jobs)
+            return
+        futures = {self.pool.submit(self.one, job, must): job for job in jobs}
+        yield from ((futures[future], future.result()) for future in as_completed(futures))
 
     def all(self, jobs: Sequence[Job], must: bool = False) -> list[tuple[str, str]]:
         """Run those that are not finished. Returns (name, why) of those that failed; `must` raises for them instead,
@@ -120,18 +130,12 @@ class Crew:
         todo = [job for job in jobs if not job.finished]
         if self.c.progress and len(todo) < len(jobs):
             print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished already", file=sys.stderr)
-        futures: dict[Future, Job] = {self.pool.submit(self.one, job, must): job for job in todo}
         failed = []
         with Board(todo, self.c.progress) as board:
-            pending = set(futures)
-            while pending:
-                done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
-                board.update()
-                for future in done:
-                    why = future.result()
-                    board.finished(futures[future], why)
-                    if why and why != ELSEWHERE:
-                        failed.append((futures[future].name, why))
+            for job, why in self.done(todo, must):
+                board.finished(job, why)
+                if why and why != ELSEWHERE:
+                    failed.append((job.name, why))
         if must and failed:
             raise SpecError([f"{name} failed: {why}" for name, why in failed])
         return failed
@@ -141,7 +145,7 @@ class Crew:
         if other := job.other:
             return other
         while not job.finished and not self.stopped:
-            with claim(self.locks / f"{job.folder.parent.name}-{job.name}") as lock:
+            with claim(self.locks / "-".join(job.folder.relative_to(self.c.out).parts)) as lock:
                 if lock is not None:
                     return None if job.finished else self.start(job, lock)
             if not must:
@@ -163,7 +167,7 @@ class Crew:
                 runs.write_json(job.folder / "result.json", result | {"peak_memory_bytes": None})
             return None
         command = [sys.executable, "-m", "spikedistill.cli", "distill", "--config", str(file)]
-        environment = {"OMP_NUM_THREADS": str(max(1, processors() // self.c.jobs))} | os.environ
+        environment = {"OMP_NUM_THREADS": str(threads(self.c))} | os.environ
         slot = self.slots.get()
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
@@ -179,19 +183,37 @@ class Crew:
             self.slots.put(slot)
         if not code and job.finished:
             return None
-        if code < 0 or code == 130:  # a signal, or Ctrl-C
-            return f"{STOPPED} (see '{log.name}')"
         lines = Path(log.name).read_text().strip().splitlines()
-        return f"{lines[-1] if lines else f'it ended with code {code}'} (see '{log.name}')"
+        return f"{ended(code, self.stopped) or [f'it ended with code {code}', *lines][-1]} (see '{log.name}')"
 
 
 ELSEWHERE = "another process is working on it"
 STOPPED = "it was stopped before its end"
 
 
+def ended(code: int, stopped: bool = False) -> str:
+    """What the exit code of a run says of how it ended; empty where its log says more. stopped: all were asked to."""
+    if stopped or code in (130, -signal.SIGINT, -signal.SIGTERM):
+        return STOPPED
+    name = {-s: s.name for s in signal.Signals}.get(code, f"signal {-code}")
+    return f"killed by {name}{', often for lack of memory' * (name == 'SIGKILL')}" if code < 0 else ""
+
+
+def mistakes_of(c: Any) -> list[str]:
+    """Settings of which no run would come."""
+    why = "0 runs in this process, which devices > 1 starts again: give --jobs 1"
+    return [f"jobs: {why}"] if c.jobs == 0 and c.devices > 1 else []
+
+
 def processors() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads(c: Any) -> int:
+    """How many a run has: its share of the processors, unless OMP_NUM_THREADS says otherwise."""
+    shares = c.jobs and "OMP_NUM_THREADS" not in os.environ
+    return max(1, processors() // c.jobs) if shares else torch.get_num_threads()
 
 
 def gpus(c: Any) -> list[str]:
@@ -209,6 +231,7 @@ class Board:
         self.bar: Any = None
         self.total = sum(job.settings["epochs"] for job in jobs)
         self.before, self.began, self.count = self.epochs(), time.perf_counter(), 0
+        self.over = threading.Event()
 
     def epochs(self) -> int:
         return sum(job.settings["epochs"] if job.finished else job.epochs_done for job in self.jobs)
@@ -226,20 +249,26 @@ class Board:
             self.bar = progress.Progress(*columns, progress.TimeRemainingColumn(), console=Console(stderr=True))
             self.task = self.bar.add_task("all runs", total=self.total, completed=self.before, state="")
             self.bar.start()
+            threading.Thread(target=self.follow, daemon=True).start()  # runs may have the thread that shows them
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.over.set()
         if self.bar:
             self.bar.stop()
 
+    def follow(self) -> None:
+        while not self.over.wait(1.0):
+            self.update()
+
     def update(self) -> None:
-        if self.bar:
-            state = f"{self.count}/{len(self.jobs)} runs"
-            self.bar.update(self.task, completed=self.epochs(), state=state)
+        self.bar.update(self.task, completed=self.epochs(), state=f"{self.count}/{len(self.jobs)} runs")
 
     def finished(self, job: Job, why: str | None) -> None:
         self.count += 1
-        if not self.enabled or self.bar:
+        if self.bar:
+            return self.update()
+        if not self.enabled:
             return
         done, spent = self.epochs() - self.before, time.perf_counter() - self.began
         left = f"{spent / done * (self.total - self.before - done):.0f} s left" if done else ""

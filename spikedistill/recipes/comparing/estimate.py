@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import nn
 
 from spikedistill import runs
 from spikedistill.core.fit import Stage, fit
 from spikedistill.recipes import distill
-from spikedistill.recipes.comparing.crew import Job
+from spikedistill.recipes.comparing.crew import Job, threads
 from spikedistill.recipes.comparing.rows import Row, config_of, jobs_of, planned, shard_of
 from spikedistill.report import tables
 
@@ -21,13 +22,13 @@ def dry_run(
     """Show each run, whether it is finished, and about how long it takes: from finished runs, else from a few steps."""
     i, n = shard_of(c) or (1, 1)
     mine = {job.name for job in [job for row in rows for job in jobs_of(c, row)][i - 1 :: n]}
-    lines, total = [], 0.0
+    lines, total, first = [], 0.0, 0.0
     if teacher:
         shown = distill.seen_by_teacher(parts["data"], [name for row in rows for name in row.methods])
         how = (c, {**parts, "data": shown}, Row("teacher", ("ce",)), parts["teacher"])
         seconds = 0.0 if teacher.finished else estimate(*how) * teacher.settings["epochs"]
         lines.append(["teacher", "finished" if teacher.finished else "to do", "", f"{seconds:.0f}"])
-        total += seconds
+        total = first = seconds
     for row in rows:
         jobs = jobs_of(c, row)
         known = [runs.read_json(job.folder / "result.json") for job in jobs if job.finished]
@@ -51,21 +52,26 @@ def dry_run(
             lines.append([job.name, state, "finished runs" if known else "a few steps", f"{seconds:.0f}"])
             total += seconds
     tables.show(tables.Table(["run", "state", "estimated from", "s"], lines, f"{c.out}: nothing is run"))
-    wall = total / max(1, c.jobs)
+    wall = first + (total - first) / max(1, c.jobs)  # the others wait for the teacher
     print(f"about {total:.0f} s of training" + (f", {wall:.0f} s with {c.jobs} side by side" if c.jobs > 1 else ""))
     return {"runs": [dict(zip(("run", "state", "from", "seconds"), line)) for line in lines], "seconds": total}
 
 
 def estimate(c: Any, parts: Mapping[str, Any], row: Row, student: nn.Module | None) -> float:
-    """Seconds an epoch, from a few steps and the validation that follows."""
+    """Seconds an epoch, from a few steps, with the threads of a run, and the validation that follows."""
     data, config = parts["data"], config_of(c, row, 0, "")
     student, plan = planned(c, row, parts, student)
     batches = list(islice(data.train.epoch(0), 6))
     how = distill.training(config, student, len(batches)) | {"epochs": 1}
     fabric = distill.make_fabric(config.model_copy(update={"devices": 1}))
-    fit(Stage(batches[:2], **vars(plan), **how), fabric=fabric, progress=False)
-    began = time.perf_counter()
-    fit(Stage(batches, **vars(plan), **how), fabric=fabric, progress=False)
-    step = (time.perf_counter() - began) / len(batches)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads(c))
+    try:
+        fit(Stage(batches[:2], **vars(plan), **how), fabric=fabric, progress=False)
+        began = time.perf_counter()
+        fit(Stage(batches, **vars(plan), **how), fabric=fabric, progress=False)
+        step = (time.perf_counter() - began) / len(batches)
+    finally:
+        torch.set_num_threads(before)
     held_out = len(data.valid) * data.valid.batch_size / data.train.batch_size if data.valid is not None else 0
     return step * (len(data.train) + held_out / 3)

@@ -90,7 +90,8 @@ def summary(c: Any, rows: Sequence[Row], tuned: Mapping[str, Any]) -> dict[str, 
 def cached(results: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
     """What the cache of teacher outputs was worth to all runs, from the time that the computed ones took."""
     kept = [r["teacher_cache"] for of in results.values() for r in of.values() if r.get("teacher_cache")]
-    computed, seconds = sum(k.get("computed", 0) for k in kept), sum(k.get("seconds", 0.0) for k in kept)
+    computed = sum(k.get("computed", 0) for k in kept)
+    seconds = sum(k.get("computed_seconds", k.get("seconds", 0.0)) for k in kept)  # earlier versions had one
     read, full = max(0, sum(k["asked"] for k in kept) - computed), any(k.get("full") for k in kept)
     saved = read * seconds / computed if computed else None
     return {"computed": computed, "read": read, "saved_seconds": saved, "full": full}

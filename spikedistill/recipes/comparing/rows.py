@@ -17,7 +17,7 @@ from spikedistill.neurons import Neuron
 from spikedistill.own import is_own
 from spikedistill.recipes import distill
 from spikedistill.recipes.comparing import tuning
-from spikedistill.recipes.comparing.crew import Job
+from spikedistill.recipes.comparing.crew import Job, mistakes_of
 from spikedistill.spec import SpecError, near, parse
 
 OWN = ("lr", "weight_decay", "optimizer", "schedule", "warmup", "clip", "ema", "precision", "transform")
@@ -101,7 +101,7 @@ def check(c: Any) -> tuple[list[Row], list[str]]:
         mistakes += tuning.need_optuna()
     if c.accelerator == "cuda" and c.jobs > torch.cuda.device_count() * 8:
         mistakes.append(f"jobs: {c.jobs} processes on {torch.cuda.device_count()} GPUs")
-    return rows, [*dict.fromkeys(mistakes)]
+    return rows, [*dict.fromkeys(mistakes + mistakes_of(c))]
 
 
 def _named(text: str) -> tuple[str, bool, str]:
