@@ -1,6 +1,6 @@
-"""Taps: the outputs of named submodules during one call of a model."""
+"""Taps: the outputs of named submodules during one call of a model; "head.input" is what the submodule head takes."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from difflib import get_close_matches
 
@@ -14,12 +14,17 @@ class TapError(ValueError):
     """A tap that the model does not have, or that says nothing when the model runs."""
 
 
+def source(tap: str, names: Container[str]) -> str:
+    """The submodule whose output a tap is, or whose input where it ends in ".input" and no submodule is called so."""
+    return tap if tap in names else tap.removesuffix(".input")
+
+
 def check_taps(model: nn.Module, taps: Sequence[str], who: str = "the model") -> None:
     """Raise TapError, naming the nearest valid tap, unless every tap is a submodule of `model`."""
     names = [name for name, _ in model.named_modules() if name]
     published = [*getattr(model, "dims", {})]
     for tap in taps:
-        if tap not in names:
+        if source(tap, names) not in names:
             near = get_close_matches(tap, [*published, *names], 1, 0.5)
             hint = f"did you mean '{near[0]}'? " if near else ""
             valid = ", ".join(published or names[:20])
@@ -39,7 +44,11 @@ def call(model: nn.Module, x: Tensor, steps: int | None = None, taps: Sequence[s
     modules = dict(model.named_modules())
     with ExitStack() as stack:
         for tap, seen in caught.items():
-            hook = modules[tap].register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out))
+            if tap in modules:
+                hook = modules[tap].register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out))
+            else:
+                given = modules[source(tap, modules)]
+                hook = given.register_forward_pre_hook(lambda _m, args, seen=seen: seen.extend(args[:1]))
             stack.callback(hook.remove)
         returned = model(x) if steps is None else model(x, steps=steps)
     logits = returned
@@ -69,10 +78,16 @@ def time_first(x: Tensor, steps: int, batch: int, tap: str) -> Tensor:
     raise TapError(f"tap '{tap}' has shape {list(x.shape)}, which fits neither T={steps} nor B={batch}")
 
 
-def published(model: nn.Module, tap: str, who: str) -> tuple[str, int]:
-    """A tap and its channels from `model.dims`; the last one where `tap` is empty. TapError where there is none."""
+def published(model: nn.Module, tap: str, who: str, vector: bool = False) -> tuple[str, int]:
+    """A tap and its channels from `model.dims`. TapError where there is none.
+
+    Where `tap` is empty: the last that is an output or, with `vector`, an input, of which a transformer publishes its
+    head's; the last of all where there is none such.
+    """
     dims: dict[str, int] = getattr(model, "dims", {})
-    tap = tap or next(reversed(dims), "")
+    names = dict(model.named_modules())
+    kind = [name for name in dims if (source(name, names) != name) == vector] or [*dims]
+    tap = tap or next(reversed(kind), "")
     if tap not in dims:
         what = f"publishes no tap '{tap}'" if tap else "publishes no taps"
         near = get_close_matches(tap, dims, 1, 0.5)

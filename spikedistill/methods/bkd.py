@@ -1,6 +1,6 @@
 """Blurred knowledge distillation (BKDSNN): restore the teacher's feature from a student feature with channels dropped.
 
-    X = A( mean_t F_s[t] )            A: 1x1 convolution, only where the channels differ
+    X = A( mean_t F_s[t] )            A: 1x1 convolution, only where the channels differ; pool_before: of mean_{h,w}
     Y = G( M * X )                    M: 0 with probability `blur`, one draw a sample and channel, no rescaling
     L_BKD  = weight (1/B) sum_{b,d,h,w} (Y - F_t)^2          G: conv3x3 - ReLU - conv3x3; teacher vector: mean_{h,w} Y
     w_b    = 1 - exp( -CE(z_s, y) / (CE(z_t, y) + 1e-7) )    no gradient
@@ -13,8 +13,14 @@ Evidence: code
 The squared error is summed over a sample and averaged over the batch, so the weight depends on the feature's size n:
 as a weight on the mean square it is weight * n. The authors' 7e-5 is 1.8 for 512x7x7 (SEW-ResNet-18), 7.0 for
 2048x7x7 (SEW-ResNet-50); 2e-3 (Spikingformer on CIFAR) is 0.77 for a vector of 384. `reduction="mean"` takes this.
+The teacher's vector is theirs for a ViT: what its classification head is given. Which token that is their files do not
+show; here it is what the model itself takes, the class token in vit_*_patch16_224. `pool_before` is their feature term
+alone for ResNets, where G is a dense layer on one pixel; with logits, and by default here, they restore the map.
 Differs from the authors' code: the mask is drawn in training mode only; the teacher never gets a gradient; a teacher
-map of another height and width is refused, or interpolated with resize=True. A and G exist in training only.
+map of another height and width is refused, or interpolated with resize=True; their rescaling of the teacher by the
+ratio of maxima (use_clip, off in every script) is left out; the student's feature is masked and restored on CIFAR10-DVS
+too, where they swap the two; a spiking teacher runs as many steps as its frames have (theirs 16, their student 4).
+A and G exist in training only.
 """
 
 from typing import Literal
@@ -27,7 +33,7 @@ from spikedistill.core.output import rate
 from spikedistill.core.plan import Plan, Terms
 from spikedistill.core.step import Pass, Step
 from spikedistill.core.taps import published
-from spikedistill.functional import soft_cross_entropy, wide
+from spikedistill.functional import idle, soft_cross_entropy, wide
 from spikedistill.objectives import CE
 from spikedistill.spec import Count, NonNegative, Positive, Share
 
@@ -68,6 +74,7 @@ class BKD(nn.Module):
     """The feature term between two taps, with the adapter A and the restoration block G.
 
     dims: channels of student and teacher tap.  hidden: channels inside G (the paper: those of the teacher).
+    pool_before: average both maps over space first.
     """
 
     def __init__(
@@ -79,9 +86,11 @@ class BKD(nn.Module):
         reduction: Reduction = "sum_per_sample",
         hidden: int | None = None,
         resize: bool = False,
+        pool_before: bool = False,
     ):
         super().__init__()
-        self.s, self.t, self.ratio, self.reduction, self.resize = student, teacher, ratio, reduction, resize
+        self.s, self.t, self.ratio, self.reduction = student, teacher, ratio, reduction
+        self.resize, self.pool_before = resize, pool_before
         self.taps = {"student": [student], "teacher": [teacher]}
         d, hidden = dims[1], hidden or dims[1]
         self.align = nn.Conv2d(dims[0], d, 1) if dims[0] != d else nn.Identity()
@@ -92,6 +101,8 @@ class BKD(nn.Module):
         target = rate(step.teacher.taps[self.t])
         if x.ndim != 4:
             raise ValueError(f"bkd: the student's '{self.s}' is {list(x.shape)}: choose a map [B, D, H, W]")
+        if self.pool_before:
+            x, target = (f.mean((-2, -1), keepdim=True) if f.ndim == 4 else f for f in (x, target))
         x = self.align(x)
         x = self.restore(blur(x, self.ratio) if self.training else x)
         if self.resize and target.ndim == 4 and target.shape[-2:] != x.shape[-2:]:
@@ -123,23 +134,32 @@ def bkd(
     reduction: Reduction = "sum_per_sample",
     hidden: Count | None = None,
     resize: bool = False,
+    pool_before: bool = False,
 ) -> Plan:
     """Labels, the blurred feature before the classifier, and weighted soft labels.
 
-    tap, teacher_tap: features to compare; empty for the last map of each model.
+    tap, teacher_tap: features to compare; empty for the last map of each model, of a ViT the vector into its head.
     blur: share of channels dropped, 0.15 in the code, up to 0.6 in its ablations.
     weight: of the feature term; depends on `reduction` and the feature's size, see above.
     wsld: weight of the logits term, 0 leaves it out.  tau: its temperature.
     reduction: sum_per_sample as the authors have it, or mean over all elements.
     hidden: channels inside the restoration block, None for those of the teacher.
     resize: interpolate a teacher map of another height and width.
+    pool_before: average both maps over space before, not after, the restoration; G on one pixel is a dense layer.
     """
-    tap, channels = published(student, tap, "student")
-    teacher_tap, teacher_channels = published(teacher, teacher_tap, "teacher")
     loss: Terms = {"ce": (1.0, CE())}
     if weight:
-        feature = BKD(tap, teacher_tap, (channels, teacher_channels), blur, reduction, hidden, resize)
-        loss["bkd"] = (weight, feature)
+        idle("bkd", "with pool_before", resize=pool_before and resize)
+        tap, channels = published(student, tap, "student")
+        teacher_tap, teacher_channels = published(teacher, teacher_tap, "teacher", vector=True)
+        dims = channels, teacher_channels
+        loss["bkd"] = (weight, BKD(tap, teacher_tap, dims, blur, reduction, hidden, resize, pool_before))
+    else:
+        where = dict(tap=bool(tap), teacher_tap=bool(teacher_tap), resize=resize, pool_before=pool_before)
+        shape = dict(blur=blur != 0.15, reduction=reduction != "sum_per_sample", hidden=hidden is not None)
+        idle("bkd", "with weight=0", **where, **shape)
     if wsld:
         loss["wsld"] = (wsld, WSLD(tau))
+    else:
+        idle("bkd", "with wsld=0", tau=tau != 2.0)
     return Plan({"student": Pass(student, grad=True), "teacher": Pass(teacher)}, loss)

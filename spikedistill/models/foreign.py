@@ -141,6 +141,10 @@ def timm(
     names = dict(net.named_modules())
     features = getattr(net, "feature_info", None) or []
     dims = {f["module"]: f["num_chs"] for f in features if f.get("module") in names}
+    if dims and hasattr(net, "num_prefix_tokens"):  # a transformer: its features are tokens, its head takes a vector
+        head = net.get_classifier()
+        head = head[0] if isinstance(head, tuple) else head  # of two, that of the class token
+        dims |= {f"{name}.input": net.num_features for name, part in names.items() if part is head}
     return Foreign(net, mean, std, wanted, channels, frames=frames, antialias=antialias, dims=dims, bf16=bf16)
 
 
@@ -307,35 +311,62 @@ def _first(out: Any) -> Any:
 def measure_dims(model: nn.Module, x: Tensor) -> dict[str, int]:
     """Taps of a model that publishes none: name -> channels, in the order in which they fire on `x`.
 
-    The shallowest modules of which at least two give maps [.., C, H, W] of more than one pixel; where it has no maps,
-    tokens [.., N, D]. What fires more than once in a call, or gives anything else, is no tap.
+    The shallowest modules of which at least two give maps [.., C, H, W] of more than one pixel; of a transformer, whose
+    maps are only its patches, its `_blocks`; where there is neither, the shallowest with tokens [.., N, D]. Behind
+    tokens comes "head.input", the vector [.., D] that the last layer takes, be it the class token or a mean. What fires
+    more than once in a call, or gives anything else, is no tap.
     """
-    fired: dict[str, list[Any]] = {}
+    fired: dict[str, list[tuple[Any, Any]]] = {}
+    modules = {name: part for name, part in model.named_modules() if name}
     with ExitStack() as stack, eval_mode(model):
-        for name, part in model.named_modules():
-            if name:
-                hook = part.register_forward_hook(lambda _m, _i, out, name=name: fired.setdefault(name, []).append(out))
-                stack.callback(hook.remove)
+        for name, part in modules.items():
+            hook = part.register_forward_hook(
+                lambda _m, args, out, name=name: fired.setdefault(name, []).append((args[0] if args else None, out))
+            )
+            stack.callback(hook.remove)
         logits = model(x)
     steps, batch = logits.shape[:2] if logits.ndim == 3 else (1, logits.shape[0])
-    maps, tokens = {}, {}
-    for name, outs in fired.items():
-        if len(outs) != 1 or not isinstance(outs[0], Tensor) or not outs[0].ndim:
-            continue
-        try:
-            tap = time_first(outs[0], steps, batch, name)
-        except TapError:
-            continue
-        if tap.ndim == 5 and tap[0, 0, 0].numel() > 1:
-            maps[name] = tap.shape[2]
-        elif tap.ndim == 4:
-            tokens[name] = tap.shape[3]
-    found = maps or tokens
-    for depth in range(max((name.count(".") for name in found), default=0) + 1):
-        level = {name: width for name, width in found.items() if name.count(".") == depth}
-        if len(level) > 1:
-            return level
-    return found
+    once = {name: calls[0] for name, calls in fired.items() if len(calls) == 1}
+    took, gave = ({name: _size(call[side], steps, batch) for name, call in once.items()} for side in (0, 1))
+    maps = {name: size[2] for name, size in gave.items() if len(size) == 5 and size[3:] != (1, 1)}
+    tokens = {name: size[3] for name, size in gave.items() if len(size) == 4}
+    inner = [name for name in tokens if len(took[name]) == 4 and [*modules[name].children()]]
+    found = {name: tokens[name] for name in _blocks(modules, [*gave], [*maps], inner)} or maps or tokens
+    depths = sorted({name.count(".") for name in found})
+    levels = ({name: width for name, width in found.items() if name.count(".") == depth} for depth in depths)
+    found = next((level for level in levels if len(level) > 1), found)
+    if not found.keys() & tokens.keys():
+        return found
+    ends = [n for n in gave if len(took[n]) == 3 and gave[n][2:] == logits.shape[-1:] and [*modules[n].parameters()]]
+    heads = [name for name in ends if not any(other.startswith(f"{name}.") for other in ends)]
+    return found | {f"{name}.input": took[name][2] for name in heads[-1:]}
+
+
+def _size(x: Any, steps: int, batch: int) -> tuple[int, ...]:
+    """The shape of what a module takes or gives, time first; () where it is no tensor or fits neither T nor B."""
+    try:
+        return tuple(time_first(x, steps, batch, "").shape) if isinstance(x, Tensor) and x.ndim else ()
+    except TapError:
+        return ()
+
+
+def _blocks(modules: Mapping[str, nn.Module], order: list[str], maps: list[str], inner: list[str]) -> list[str]:
+    """The blocks of a transformer; none of another network. All are names, in the order in which they fire.
+
+    inner: modules with layers of their own from tokens to tokens. Blocks are those of one class and depth: the
+    shallowest of which there are two, of these the most, of as many the last. All maps come before them, save those
+    inside, such as attention. A single block makes a transformer after one convolution, of the patches; after more it
+    pools the maps of a convolutional network, which are its taps.
+    """
+    patches = [name for name in maps if not any(name.startswith(f"{block}.") for block in inner)]
+    if not maps or not inner or any(order.index(name) > order.index(inner[0]) for name in patches):
+        return []
+    alike: dict[tuple[int, type], list[str]] = {}
+    for name in inner:
+        alike.setdefault((name.count("."), type(modules[name])), []).append(name)
+    blocks = max(reversed(alike.values()), key=lambda names: (len(names) > 1, -names[0].count("."), len(names)))
+    convolutions = sum(isinstance(modules[name], nn.Conv2d) for name in patches)
+    return blocks if len(blocks) > 1 or convolutions < 2 else []
 
 
 def has_foreign_neurons(model: nn.Module) -> bool:

@@ -6,10 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from spikedistill.core.output import Output
+from spikedistill.core.fit import Stage, Trainee
+from spikedistill.core.output import Output, rate
 from spikedistill.core.step import Step
+from spikedistill.core.taps import infer
+from spikedistill.methods import bkd
 from spikedistill.methods.bkd import BKD, WSLD, bkd_loss, blur, wsld_loss
-from tests.methods.toy import toy_student, toy_teacher
+from spikedistill.models import Foreign, measure_dims
+from spikedistill.spec import SpecError
+from tests.methods.toy import CLASSES, toy_batch, toy_student, toy_teacher
+from tests.models.test_foreign import ViT
 
 D = torch.float64
 
@@ -186,10 +192,97 @@ def test_mean_reduction_is_the_sum_divided_by_the_size_of_a_sample():
 
 
 def test_training_parts_stay_out_of_the_student():
-    from spikedistill.methods import bkd
-
     student, teacher = toy_student(), toy_teacher()
     keys = [*student.state_dict()]
     plan = bkd(student, teacher)
     assert [*student.state_dict()] == keys and set(plan.loss) == {"ce", "bkd", "wsld"}
     assert set(bkd(student, teacher, weight=0, wsld=0).loss) == {"ce"}
+    assert set(bkd(student, teacher, weight=0).loss) == {"ce", "wsld"}
+
+
+def parts_of(student, teacher, **settings):
+    """The trainee in evaluation mode, with the same restoration block for the same settings, its total and terms."""
+    torch.manual_seed(3)
+    trainee = Trainee(Stage([], **vars(bkd(student, teacher, **settings)))).eval()
+    return trainee, *trainee(toy_batch(), 0.5)
+
+
+def test_the_feature_term_is_linear_in_its_weight_and_the_total_is_the_sum():
+    student, teacher = toy_student(), toy_teacher()
+    for how in ({}, dict(reduction="mean", hidden=3, wsld=0.3)):
+        (trainee, total, one), (_, _, three) = (parts_of(student, teacher, weight=w, **how) for w in (0.2, 0.6))
+        passes = {k: infer(p.model, toy_batch()["x"], taps=trainee.taps[k]) for k, p in trainee.passes.items()}
+        plain = trainee.loss["bkd"][1](Step(toy_batch(), passes))
+        torch.testing.assert_close(one["bkd"], 0.2 * plain)
+        torch.testing.assert_close(three["bkd"], 3 * one["bkd"])
+        torch.testing.assert_close(three["wsld"], one["wsld"], rtol=0, atol=0)
+        torch.testing.assert_close(total, one["ce"] + one["bkd"] + one["wsld"])
+
+
+def test_without_both_terms_it_is_cross_entropy_to_the_bit():
+    student, batch = toy_student(), toy_batch()
+    trainee = Trainee(Stage([], **vars(bkd(student, toy_teacher(), weight=0, wsld=0))))
+    plain = nn.CrossEntropyLoss()
+    losses = trainee(batch, 0.5)[0], plain(rate(student(batch["x"])), batch["y"])
+    ours, theirs = ([loss, *torch.autograd.grad(loss, [*student.parameters()])] for loss in losses)
+    assert all(torch.equal(a, b) and a.abs().max() > 0 for a, b in zip(ours, theirs, strict=True))
+
+
+def test_what_does_nothing_is_refused():
+    student, teacher = toy_student(), toy_teacher()
+    how = dict(blur=0.3, reduction="mean", hidden=3, resize=True, pool_before=True)
+    for name, value in {**how, "tap": "stage1", "teacher_tap": "stage1"}.items():
+        with pytest.raises(SpecError, match=f"{name}: it does nothing with weight=0"):
+            bkd(student, teacher, weight=0, **{name: value})
+    with pytest.raises(SpecError, match="tau: it does nothing with wsld=0"):
+        bkd(student, teacher, wsld=0, tau=3.0)
+    with pytest.raises(SpecError, match="resize: it does nothing with pool_before"):
+        bkd(student, teacher, resize=True, pool_before=True)
+    assert set(bkd(student, teacher, weight=5.0, reduction="mean", hidden=32, wsld=0).loss) == {"ce", "bkd"}
+    assert set(bkd(student, teacher, weight=0, blur=0.15, hidden=None, wsld=0, tau=2.0).loss) == {"ce"}
+    del student.dims, teacher.dims
+    assert set(bkd(student, teacher, weight=0, tau=3.0).loss) == {"ce", "wsld"}  # needs no taps
+
+
+def test_pool_before_restores_one_pixel_in_loops():
+    torch.manual_seed(0)
+    objective = BKD("s", "t", (2, 3), hidden=4, pool_before=True).to(D).eval()
+    s, t = torch.rand(4, 2, 2, 3, 3, dtype=D), torch.randn(1, 2, 3, 5, 4, dtype=D)  # of any two sizes
+    first, _, second = objective.restore
+
+    def dense(conv, row):  # of a kernel on one pixel only the middle counts
+        weight, middle = conv.weight.tolist(), conv.kernel_size[0] // 2
+        return [b + sum(k[middle][middle] * v for k, v in zip(w, row)) for w, b in zip(weight, conv.bias.tolist())]
+
+    total = 0.0
+    for b in range(2):
+        row = dense(objective.align, [sum(s[:, b, c].flatten().tolist()) / 36 for c in range(2)])
+        row = dense(second, [max(v, 0.0) for v in dense(first, row)])
+        total += sum((row[d] - t[0, b, d].mean().item()) ** 2 for d in range(3))
+    assert objective(step_of(s, t)).item() == pytest.approx(total / 2, rel=1e-9)
+    vector = t.mean((-2, -1))
+    torch.testing.assert_close(objective(step_of(s, vector)), objective(step_of(s, t)))
+    plans = [bkd(toy_student(), toy_teacher(), pool_before=p) for p in (False, True)]
+    assert [plan.loss["bkd"][1].pool_before for plan in plans] == [False, True]
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_transformer_teaches_what_its_head_takes(pool, measured):
+    torch.manual_seed(0)
+    net = ViT(CLASSES, pool=pool)
+    teacher = Foreign(net, (0.5,) * 2, (0.3,) * 2, size=12, dims={"blocks.0": 8, "blocks.1": 8, "head.input": 8})
+    net.patch_embed.proj = nn.Conv2d(2, 8, 4, 4)
+    batch = toy_batch()
+    if measured:
+        teacher.dims = measure_dims(teacher, batch["x"])
+    trainee, _, terms = parts_of(toy_student(), teacher, weight=0.3, wsld=0)
+    assert trainee.taps["teacher"] == ["net.head.input"]
+    seen = infer(trainee.passes["student"].model, batch["x"], taps=["stage2"]).taps["stage2"]
+    tokens = infer(teacher, batch["x"], taps=["net.norm"]).taps["net.norm"][0]
+    vector = tokens[:, 0] if pool == "token" else net.fc_norm(tokens[:, 1:].mean(1))
+    term = trainee.loss["bkd"][1]
+    y = term.restore(term.align(seen.mean(0))).mean((-2, -1))
+    torch.testing.assert_close(terms["bkd"], 0.3 * (y - vector).square().sum().detach() / len(y))
+    trainee.train()(batch, 0.5)[0].backward()
+    assert all(p.grad is None for p in teacher.parameters()) and term.restore[0].weight.grad.abs().max() > 0

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from spikedistill import models
-from spikedistill.core.taps import call
+from spikedistill.core.taps import TapError, call, infer, published
 from spikedistill.models import Foreign, check, foreign
 from spikedistill.spec import SpecError
 
@@ -39,6 +39,63 @@ class Net(nn.Module):
         return self.fc(self.layer2(self.layer1(x).relu()).mean((-2, -1)))
 
 
+class Patches(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.proj, self.norm = nn.Conv2d(3, width, 4, 4), nn.Identity()
+
+    def forward(self, x):
+        return self.norm(self.proj(x).flatten(2).mT)
+
+
+class Attention(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.q_norm, self.attn_drop = nn.Identity(), nn.Dropout(0.1)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)  # of two heads: maps, to look at
+        return self.proj((self.attn_drop((self.q_norm(q) @ k.mT).softmax(-1)) @ v).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(width), Attention(width)
+        self.norm2, self.mlp = nn.LayerNorm(width), nn.Sequential(nn.Linear(width, 16), nn.GELU(), nn.Linear(16, width))
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class ViT(nn.Module):
+    """As timm's VisionTransformer, in its modules and shapes."""
+
+    def __init__(self, num_classes=1000, width=8, depth=2, pool="token", distilled=False):
+        super().__init__()
+        self.patch_embed, self.pos_drop, self.patch_drop = Patches(width), nn.Dropout(0.1), nn.Identity()
+        self.cls_token, self.norm_pre = nn.Parameter(torch.randn(1, 1, width)), nn.LayerNorm(width)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
+        last, self.pool, self.num_prefix_tokens, self.num_features = nn.LayerNorm(width), pool, 1, width
+        self.norm, self.fc_norm = (last, nn.Identity()) if pool == "token" else (nn.Identity(), last)
+        self.head_drop, self.head = nn.Dropout(0.1), nn.Linear(width, num_classes)
+        self.head_dist = nn.Linear(width, num_classes) if distilled else None
+        self.pretrained_cfg = {"input_size": (3, 12, 12), "mean": MEAN, "std": STD}
+        self.feature_info = [dict(module=f"blocks.{i}", num_chs=width, reduction=4) for i in range(depth)]
+
+    def get_classifier(self):
+        return self.head if self.head_dist is None else (self.head, self.head_dist)
+
+    def forward(self, x):
+        x = self.patch_embed(x)
+        x = self.patch_drop(self.pos_drop(torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)))
+        x = self.norm(self.blocks(self.norm_pre(x)))
+        y = self.head_drop(self.fc_norm(x[:, 0] if self.pool == "token" else x[:, 1:].mean(1)))
+        return self.head(y) if self.head_dist is None else (self.head(y) + self.head_dist(x[:, 1])) / 2
+
+
 @pytest.fixture
 def timm(monkeypatch):
     fake: Any = types.ModuleType("timm")
@@ -47,7 +104,7 @@ def timm(monkeypatch):
 
     def create_model(model_name, pretrained=False, **kwargs):
         made.append((model_name, pretrained, kwargs))
-        return Net(**kwargs)
+        return ViT(**kwargs) if model_name.startswith("vit") else Net(**kwargs)
 
     fake.create_model, fake.made = create_model, made
     fake.is_model = lambda name: name.split(".")[0] in fake.list_models()
@@ -104,6 +161,48 @@ def test_taps_have_timms_names_under_net(timm):
     out = call(teacher, torch.rand(2, 3, 24, 24), taps=[*teacher.dims])
     assert out.logits.shape == (1, 2, 1000)
     assert [tuple(t.shape) for t in out.taps.values()] == [(1, 2, 4, 12, 12), (1, 2, 8, 6, 6)]
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_a_transformer_of_timm_has_its_tokens_and_what_its_head_takes_as_taps(timm, pool):
+    teacher: Any = build(f"timm:vit_tiny_patch16_224(pretrained=True, pool={pool})", classes=5).eval()
+    assert [*teacher.dims.items()] == [("net.blocks.0", 8), ("net.blocks.1", 8), ("net.head.input", 8)]
+    assert published(teacher, "", "teacher") == ("net.blocks.1", 8)
+    assert published(teacher, "", "teacher", vector=True) == ("net.head.input", 8)
+    out = call(teacher, torch.rand(2, 3, 12, 12), taps=[*teacher.dims, "net.norm"])
+    tokens, vector = out.taps["net.norm"], out.taps["net.head.input"]
+    assert out.taps["net.blocks.1"].shape == tokens.shape == (1, 2, 10, 8) and vector.shape == (1, 2, 8)
+    want = tokens[:, :, 0] if pool == "token" else teacher.net.fc_norm(tokens[:, :, 1:].mean(2))
+    assert torch.equal(vector, want) and torch.equal(teacher.net.head(vector), out.logits)
+
+
+def test_of_two_heads_that_of_the_class_token_is_tapped(timm):
+    teacher: Any = foreign.timm("vit_tiny_patch16_224", distilled=True)
+    assert [*teacher.dims][-1] == "net.head.input"
+
+
+def test_what_a_module_takes_is_a_tap():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.input, self.body, self.unseen = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.Identity()
+            self.dims = {"input": 4, "body": 6}
+
+        def forward(self, x):
+            return self.body(input=self.input(x)).mean((-2, -1))
+
+    model, x = Named(), torch.rand(2, 3, 5, 5)
+    assert torch.equal(call(model, x, taps=["input"]).taps["input"][0], model.input(x))
+    assert torch.equal(call(model, x, taps=["input.input"]).taps["input.input"][0], x)
+    assert published(model, "", "it", vector=True) == ("body", 6)
+    for tap, what in {
+        "body.input": "fired 0 times",
+        "unseen.input": "fired 0 times",
+        "bodi.input": "no tap",
+        ".input": "no tap",
+    }.items():
+        with pytest.raises(TapError, match=what):
+            call(model, x, taps=[tap])
 
 
 def test_build_takes_the_classes_of_the_data_and_the_statistics_of_timm(timm):
@@ -164,6 +263,81 @@ def test_frames_are_seen_each_or_on_average():
         models.module(net)(x)
 
 
+# taps of networks that publish none
+
+
+class Yours(nn.Module):
+    """Torch's own transformer layers on a map, and a map made of them again where there is something after them."""
+
+    def __init__(self, depth=2, stem=None, after=None):
+        super().__init__()
+        self.stem, self.after = stem or nn.Conv2d(3, 8, 4, 4), after
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(depth))
+        self.end = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 5))
+
+    def forward(self, x):
+        x = self.stem(x)
+        tokens = x.flatten(2).mT
+        for layer in self.layers:
+            tokens = layer(tokens)
+        last = self.after(tokens.mT.unflatten(-1, x.shape[-2:])).flatten(2).mT if self.after else tokens
+        return self.end(last.mean(1))
+
+
+def stem():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 2, 2))
+
+
+def wrapped(net, **how):
+    return models.module(net, MEAN, STD, **how)
+
+
+@pytest.mark.parametrize(
+    ("net", "taps"),
+    [
+        (ViT(5), {"blocks.0": 8, "blocks.1": 8, "head.input": 8}),
+        (ViT(5, pool="avg", depth=3), {"blocks.0": 8, "blocks.1": 8, "blocks.2": 8, "head.input": 8}),
+        (ViT(8), {"blocks.0": 8, "blocks.1": 8, "head.input": 8}),  # as many classes as channels
+        (ViT(5, depth=1), {"blocks": 8, "head.input": 8}),
+        (Yours(), {"layers.0": 8, "layers.1": 8, "end.1.input": 8}),
+        (Yours(1), {"layers.0": 8, "end.1.input": 8}),
+        (Yours(2, stem()), {"layers.0": 8, "layers.1": 8, "end.1.input": 8}),
+    ],
+)  # fmt: skip
+def test_of_a_transformer_its_blocks_and_what_its_last_layer_takes_are_measured(net, taps):
+    x = torch.rand(3, 3, 12, 12)
+    assert [*models.measure_dims(net, x).items()] == [*taps.items()]
+    for model, batch in ((wrapped(net), x), (wrapped(net, frames="each"), x.expand(4, *x.shape))):
+        assert [*models.measure_dims(model, batch).items()] == [(f"net.{tap}", width) for tap, width in taps.items()]
+    out = infer(net, x, taps=[*taps])
+    vector = out.taps[[*taps][-1]]
+    assert vector.shape == (1, 3, 8)
+    last = net.head if isinstance(net, ViT) else net.end[1]
+    torch.testing.assert_close(last(vector), out.logits)
+
+
+@pytest.mark.parametrize(
+    ("net", "taps"),
+    [
+        (Yours(1, stem()), ["stem.0", "stem.1", "stem.2"]),  # attention pools what it sees
+        (Yours(2, stem(), nn.Conv2d(8, 8, 2)), ["stem", "after"]),
+        (nn.Sequential(*stem(), nn.Flatten(2), nn.Sequential(nn.Linear(9, 4)), nn.Flatten(), nn.Linear(32, 5)), ["0", "1", "2"]),
+    ],
+)  # fmt: skip
+def test_of_a_convolutional_network_with_tokens_the_maps_are_measured(net, taps):
+    x = torch.rand(2, 3, 12, 12)
+    assert [*models.measure_dims(net, x).items()] == [(tap, 8) for tap in taps]
+    assert [*models.measure_dims(nn.Sequential(net), x)] == [f"0.{tap}" for tap in taps]
+
+
+def test_of_tokens_without_maps_the_shallowest_are_measured():
+    net = nn.Sequential(
+        nn.Flatten(2), nn.Linear(16, 8), *Yours().layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(3, 5)
+    )
+    want = {"0": 16, "1": 8, "2": 8, "3": 8, "4": 1, "6.input": 3}
+    assert [*models.measure_dims(net, torch.rand(2, 3, 4, 4)).items()] == [*want.items()]
+
+
 # models of Hugging Face, built here and saved to a folder
 
 
@@ -199,6 +373,16 @@ def test_a_hugging_face_model_brings_its_size_normalisation_and_weights(vit):
     assert torch.equal(head.net.model.vit.embeddings.cls_token, model.vit.embeddings.cls_token)
 
 
+def test_of_a_hugging_face_transformer_blocks_and_the_class_token_are_measured(vit):
+    folder, model = vit
+    teacher = build(f"hf:{folder}(pretrained=True)").eval()
+    x = torch.rand(2, 3, 16, 16)
+    *blocks, vector = models.measure_dims(teacher, x)
+    assert len(blocks) == 2 and vector == "net.model.classifier.input"
+    hidden = model.vit(pixel_values=teacher.prepare(x)).last_hidden_state
+    torch.testing.assert_close(infer(teacher, x, taps=[vector]).taps[vector][0], hidden[:, 0])
+
+
 def test_mistakes_in_hugging_face_models(vit, tmp_path, monkeypatch):
     assert "sise: no such setting; did you mean 'size'" in check(f"hf:{vit[0]}(sise=3)")[0]
     with pytest.raises(SpecError, match="no image classifier"):
@@ -218,6 +402,11 @@ def test_real_timm_models():
     assert out.logits.shape == (1, 2, 4) and out.logits.dtype == torch.float32
     assert out.taps["net.layer4"].shape == (1, 2, 512, 1, 1) and teacher.dims["net.layer4"] == 512
     torch.testing.assert_close(teacher.normalize.mean.flatten(), torch.tensor(MEAN))
+    vit = foreign.timm("vit_tiny_patch16_224", classes=4, img_size=32, depth=2)
+    assert [*vit.dims] == ["net.blocks.0", "net.blocks.1", "net.head.input"]
+    assert models.measure_dims(vit, x) == vit.dims == {tap: 192 for tap in vit.dims}
+    out = infer(vit, x, taps=["net.norm", "net.head.input"])
+    assert torch.equal(out.taps["net.head.input"], out.taps["net.norm"][:, :, 0])
 
 
 # spiking networks of others
