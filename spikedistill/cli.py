@@ -403,7 +403,7 @@ def report_(path: Path, *, out: Path | None = None, figures: Path | None = None,
     out
         The file to write, by default report.html in that folder.
     figures
-        A folder for each figure as SVG and PDF.
+        A folder for each figure as SVG and PDF; pictures that a recipe drew are SVG alone.
     trust_code
         Import the file.py that built the student, teacher or data.
     """

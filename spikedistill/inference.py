@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -85,15 +86,24 @@ def _device(model: nn.Module) -> torch.device | None:
     return next((p.device for p in model.parameters()), None)
 
 
-class _Carrying(nn.Module):
-    """A neuron layer that goes on from the potential it ended with."""
+ALL_AT_ONCE = "it answers for all steps at once"
 
-    def __init__(self, neuron: Neuron):
+
+class _Carrying(nn.Module):
+    """A neuron layer that goes on from the potential it ended with. Raises SpecError where it is called again before
+    `fired` is False: that would be another population, with a potential of its own.
+    """
+
+    def __init__(self, neuron: Neuron, name: str):
         super().__init__()
-        self.neuron = neuron
+        self.neuron, self.name = neuron, name
         self.v: Tensor | None = None
+        self.fired = False
 
     def forward(self, x: Tensor, steps: int | None = None) -> Tensor:
+        if self.fired:
+            raise SpecError([f"'{self.name}' of this student fires more than once a step: {ALL_AT_ONCE}"])
+        self.fired = True
         x = x if steps is None or len(x) == steps else x.expand(steps, *x.shape[1:])
         spikes, self.v = self.neuron.run(x, self.v)
         return spikes
@@ -103,8 +113,9 @@ class Stream:
     """A student that is fed one time step after another: `stream(frame)` gives the logits of that step.
 
     The same as the whole sequence in one call, up to rounding. The model is copied; its potentials are kept here.
-    Raises SpecError for a model whose neurons are another library's, as their state is not ours to keep, and for one
-    whose layers change after half of the steps, whose number a stream does not know.
+    Raises SpecError for a model whose neurons are another library's, as their state is not ours to keep, for one whose
+    layers change after half of the steps, whose number a stream does not know, and, when it is fed, for one that calls
+    a neuron twice, takes more than one step for a frame, or cannot take it.
 
         stream = Stream(model)
         for frame in frames:                  # [B, C, H, W], event counts, or the same image again
@@ -114,23 +125,32 @@ class Stream:
 
     def __init__(self, model: nn.Module):
         if has_foreign_neurons(model):
-            raise SpecError(["the neurons of this student are another library's: it answers for all steps at once"])
+            raise SpecError([f"the neurons of this student are another library's: {ALL_AT_ONCE}"])
         if needs_all_steps(model):
-            raise SpecError(["layers of this student change after half of its steps: it answers for all steps at once"])
+            raise SpecError([f"layers of this student change after half of its steps: {ALL_AT_ONCE}"])
         self.model = deepcopy(model).eval()
-        self.layers: list[_Carrying] = []
-        for name, module in list(self.model.named_modules()):
-            if isinstance(module, Neuron):
-                self.layers.append(carrying := _Carrying(module))
-                self.model.set_submodule(name, carrying)
+        layers: dict[nn.Module, _Carrying] = {}
+        for name, module in list(self.model.named_modules(remove_duplicate=False)):
+            if isinstance(module, Neuron):  # one of two names is one layer
+                self.model.set_submodule(name, layers.setdefault(module, _Carrying(module, name)))
+        self.layers = [*layers.values()]
+        self.how = {"steps": 1} if takes_steps(model) else {}
 
     @torch.no_grad()
     def __call__(self, frame: Tensor) -> Tensor:
         """One time step [B, C, H, W] -> its logits [B, classes]. ValueError where B changed without a reset."""
         for layer in self.layers:
+            layer.fired = False
             if layer.v is not None and layer.v.shape[0] != frame.shape[0]:
                 raise ValueError(f"a stream of {layer.v.shape[0]} sequences was fed {frame.shape[0]}: reset() it first")
-        logits = self.model(frame[None]) if self.layers else self.model(frame)
+        try:
+            logits = self.model(frame[None], **self.how) if self.layers else self.model(frame)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, SpecError):
+                raise
+            raise SpecError([f"this student takes no single frame, {ALL_AT_ONCE}: {error}"]) from error
+        if logits.ndim == 3 and len(logits) > 1:
+            raise SpecError([f"this student takes {len(logits)} time steps for a frame: {ALL_AT_ONCE}"])
         return logits[-1] if logits.ndim == 3 else logits
 
     def keep(self, rows: Tensor) -> None:
@@ -158,23 +178,33 @@ class Answers:
         return Answers(label, confidence, torch.full_like(label, steps))
 
 
+def takes_steps(model: nn.Module) -> bool:
+    """Whether a model can be told how many time steps to take."""
+    return "steps" in signature(type(model).forward).parameters  # of the class: `prepare` gives a copy its own forward
+
+
 def whole(model: nn.Module, x: Tensor, steps: int | None = None) -> Answers:
-    """All time steps in one call. x: images [B, C, H, W], shown `steps` times, or frames [T, B, C, H, W]."""
-    spiking = any(isinstance(m, Neuron) for m in model.modules())
-    logits = infer(model, x, steps if x.ndim == 4 and spiking else None).logits
+    """All time steps in one call. x: images [B, C, H, W], or frames [T, B, C, H, W].
+
+    steps: how often an image is shown; None for as often as the model itself shows it. One without time, or whose
+    forward takes no `steps`, answers as it does: the steps of the answer say so.
+    """
+    logits = infer(model, x, steps if x.ndim == 4 and takes_steps(model) else None).logits
     return Answers.of(logits.float().mean(0), len(logits))
 
 
 def stepwise(stream: Stream, x: Tensor, steps: int, confidence: float | None = None) -> Answers:
     """One time step after another; a sample whose answer is as sure as `confidence` takes part in no further one.
 
-    x: images [B, C, H, W], shown up to `steps` times, or frames [T, B, C, H, W], T >= steps.
+    x: images [B, C, H, W], shown up to `steps` times, or once where no neuron remembers them; or frames
+    [T, B, C, H, W], T >= steps.
     """
     stream.reset()
     count = x.shape[0] if x.ndim == 4 else x.shape[1]
-    left, total = torch.arange(count), None
-    found = Answers(torch.zeros(count, dtype=torch.long), torch.zeros(count), torch.zeros(count, dtype=torch.long))
-    for t in range(steps):
+    left, total = torch.arange(count, device=x.device), None
+    label, sure = torch.zeros_like(left), torch.zeros(count, device=x.device)
+    found = Answers(label, sure, torch.zeros_like(left))
+    for t in range(steps if x.ndim == 5 or stream.layers else 1):
         logits = stream((x if x.ndim == 4 else x[t])[left]).float()
         total = logits if total is None else total + logits
         now = Answers.of(total / (t + 1), t + 1)

@@ -12,6 +12,8 @@ from spikedistill.core.taps import infer
 from spikedistill.export import fold, plain
 from spikedistill.inference import Stream, prepare, stepwise, whole
 from spikedistill.models import build
+from spikedistill.models.layers import Conv2d, sequence
+from spikedistill.neurons import LIF
 from spikedistill.spec import SpecError
 from tests.export.wake import awake
 
@@ -183,3 +185,78 @@ def test_networks_of_others_are_prepared_as_they_are_called(net):
         assert isinstance(exact.first[1], nn.Identity) and isinstance(exact.norms[0], nn.BatchNorm2d)
     (copy := deepcopy(rounded)).head.weight.data.zero_()
     assert not torch.equal(infer(copy, x).logits, got)
+
+
+class Mine(nn.Module):
+    """A student of yours: no attribute `steps`, a neuron that may fire twice, under one name or under two."""
+
+    def __init__(self, twice=""):
+        super().__init__()
+        self.conv, self.neuron, self.head = Conv2d(2, 4, 3, padding=1), LIF(), nn.Linear(4, 3)
+        self.twice = twice
+        if twice == "names":
+            self.again = self.neuron
+
+    def forward(self, x, steps=None):
+        x = self.conv(sequence(x) * 3)
+        x = self.neuron(x, len(x) if len(x) > 1 else steps or 3)
+        if self.twice:
+            x = getattr(self, "again", self.neuron)(x + x.roll(1, -1))
+        return self.head(x.mean((-2, -1)))
+
+
+class Bare(Mine):
+    """The same, and its forward takes no `steps`."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+class Still(Mine):
+    """Images alone, and as many steps as it wants."""
+
+    def forward(self, x):
+        return super().forward(x[None].expand(3, *x.shape))
+
+
+def test_images_are_shown_as_often_as_a_student_of_yours_shows_them():
+    torch.manual_seed(0)
+    x = torch.rand(6, 2, 8, 8)
+    for model in (Mine(), Bare()):
+        want = infer(model, x).logits
+        assert len(want) == 3 and want.std(0).max() > 0
+        got = whole(model, x)
+        assert got.steps.unique().tolist() == [3]
+        torch.testing.assert_close(got.confidence, want.mean(0).softmax(-1).amax(-1))
+    assert whole(Mine(), x, 2).steps.unique().tolist() == [2]
+    assert whole(Bare(), x, 2).steps.unique().tolist() == [3]  # and the answer says so
+
+
+@pytest.mark.parametrize("twice", ["call", "names"])
+def test_a_neuron_that_fires_twice_a_step_does_not_stream(twice):
+    torch.manual_seed(0)
+    stream = Stream(Mine(twice))
+    with pytest.raises(SpecError, match="'neuron' of this student fires more than once a step"):
+        stream(torch.rand(6, 2, 8, 8))
+    model, x = Mine(), torch.rand(4, 6, 2, 8, 8)
+    stream = Stream(model)
+    torch.testing.assert_close(torch.stack([stream(frame) for frame in x]), infer(model, x).logits)
+
+
+def test_a_student_that_takes_its_own_steps_does_not_stream():
+    torch.manual_seed(0)
+    for model, why in ((Bare(), "takes 3 time steps for a frame"), (Still(), "takes no single frame")):
+        with pytest.raises(SpecError, match=why):
+            Stream(model)(torch.rand(6, 2, 8, 8))
+
+
+def test_a_network_without_neurons_sees_an_image_once():
+    ann = student("small(widths=(3, 4), neuron=relu)")
+    found, want = stepwise(Stream(ann), torch.rand(6, 2, 8, 8), 4, 1.0), whole(ann, torch.rand(6, 2, 8, 8))
+    assert found.steps.tolist() == want.steps.tolist() == [1] * 6
+    assert stepwise(Stream(ann), torch.rand(4, 6, 2, 8, 8), 4).steps.tolist() == [4] * 6
+
+
+def test_answers_are_where_the_input_is():
+    model, x = student(MODELS[0]).to("meta"), torch.rand(6, 2, 8, 8, device="meta")
+    assert all(answer.is_meta for answer in vars(stepwise(Stream(model), x, 2)).values())

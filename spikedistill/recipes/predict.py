@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from spikedistill import runs
+from spikedistill.core.taps import infer
 from spikedistill.data.encode import spikes
 from spikedistill.data.folders import Pictures
 from spikedistill.inference import Stream, stepwise, whole
@@ -77,9 +78,8 @@ def run(c: Config) -> dict[str, Any]:
     if c.files and not about.get("shape"):
         mistakes.append("files: the student file does not say which size it was trained on; give a folder as --data")
     frames = about.get("frames")
-    trained = len(frames) if isinstance(frames, list) else getattr(model, "steps", None)
-    if c.steps and trained and c.steps > trained:
-        mistakes.append(f"steps: {c.steps} will not do: the student was trained with {trained}, give 1 to {trained}")
+    trained: Any = len(frames) if isinstance(frames, list) else getattr(model, "steps", None)
+    mistakes += beyond(c, trained)
     if c.steps and has_foreign_neurons(model):
         mistakes.append("steps: the neurons of this student are another library's: it takes those it was built with")
     if c.steps and c.steps != trained and needs_all_steps(model):
@@ -100,8 +100,14 @@ def run(c: Config) -> dict[str, Any]:
             if c.steps > len(x):
                 raise SpecError([f"steps: {c.steps} will not do: the samples have {len(x)} frames"])
             x = x[: c.steps]
-        steps = len(x) if x.ndim == 5 else c.steps or trained or 1
-        found = stepwise(stream, x, steps, c.confidence) if stream else whole(model, x, steps)
+        if x.ndim == 4 and trained is None:  # a student of yours that has no `steps`: its logits tell
+            trained = len(infer(model, x[:1]).logits)
+            if wrong := beyond(c, trained):
+                raise SpecError(wrong)
+        steps = len(x) if x.ndim == 5 else c.steps or trained
+        found = stepwise(stream, x, steps, c.confidence) if stream else whole(model, x, c.steps)
+        if c.steps and x.ndim == 4 and not stream and (took := int(found.steps[0])) != c.steps:
+            raise SpecError([f"steps: {c.steps} will not do: the student takes {took}, whatever it is asked"])
         for i, name in enumerate(names):
             label = int(found.label[i])
             answer = {"sample": name, "label": classes[label] if label < len(classes) else label}
@@ -128,6 +134,13 @@ def run(c: Config) -> dict[str, Any]:
     return summary | {"answers": answers}
 
 
+def beyond(c: Config, trained: int | None) -> list[str]:
+    """The mistake of asking for more time steps than a student was trained with, if that is known."""
+    if not c.steps or trained is None or c.steps <= trained:
+        return []
+    return [f"steps: {c.steps} will not do: the student was trained with {trained}, give 1 to {trained}"]
+
+
 def samples_of(c: Config, split: Any) -> Iterator[tuple[list[Any], Tensor, Tensor]]:
     """Number, input and label of the samples of a split, in batches."""
     done = 0
@@ -152,7 +165,8 @@ def pictures(c: Config, about: dict[str, Any]) -> Iterator[tuple[list[Any], Tens
 def write(out: Path, answers: list[dict[str, Any]], summary: dict[str, Any]) -> None:
     if out.suffix == ".json":
         return runs.write_json(out, summary | {"answers": answers})
-    with out.open("w", newline="") as file:
+    # names of files that are not UTF-8 are written as they are
+    with out.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.DictWriter(file, [*answers[0]])
         table.writeheader()
         table.writerows(answers)

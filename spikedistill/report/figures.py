@@ -3,7 +3,9 @@
 Those of a report return a matplotlib Figure; `inline` makes an SVG of one whose colours follow the page, light or dark.
 """
 
+import html
 import re
+import warnings
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -25,6 +27,8 @@ STYLE = {
     "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.linewidth": 0.7,
     "legend.frameon": False, "legend.fontsize": 8.5, "figure.facecolor": "none", "axes.facecolor": "none",
     "savefig.facecolor": "none", "svg.hashsalt": "spikedistill", "lines.linewidth": 1.6, "lines.markersize": 5,
+    "text.parse_math": False,  # a class may be called $a$
+    "svg.fonttype": "none",  # text: matplotlib's own font has no Chinese, the reader's has
 }  # fmt: skip
 
 
@@ -59,10 +63,20 @@ def room(lines: int) -> float:
     return 0.5 + 0.19 * lines
 
 
+def short(name: str, most: int = 15) -> str:
+    """A name that finds room beside an axis."""
+    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
+
+
+def words(name: str) -> str:
+    """The name of a figure or of its file as words, safe within an attribute of HTML."""
+    return html.escape(name.replace("_", " "), quote=True)
+
+
 def embedded(path: Path) -> str:
     """A file of SVG to be put into a page as it is: nothing in it can act on the page, or run."""
     data = b64encode(path.read_bytes()).decode()
-    return f'<img class="figure" alt="{path.stem}" src="data:image/svg+xml;base64,{data}">'
+    return f'<img class="figure" alt="{words(path.stem)}" src="data:image/svg+xml;base64,{data}">'
 
 
 def inline(figure: Any, name: str) -> str:
@@ -70,12 +84,10 @@ def inline(figure: Any, name: str) -> str:
 
     Colours are the page's variables, but those of a figure that brings its own background stay what they are.
     """
-    from matplotlib import rc_context
     from matplotlib.colors import to_rgba
 
     text, own = StringIO(), to_rgba(figure.get_facecolor())[3] > 0
-    with rc_context(STYLE | {"svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", metadata={"Date": None}, facecolor=figure.get_facecolor())
+    written(figure, text, "svg", figure.get_facecolor())
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
@@ -87,21 +99,24 @@ def inline(figure: Any, name: str) -> str:
     assert size
     width = float(size.group(1)) / 72 * 96
     head = f'<svg class="figure" viewBox="{size.group(0)[9:-1]}" style="max-width: {width:.0f}px" role="img"'
-    head += f' aria-label="{name}" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    head += f' aria-label="{words(name)}" xmlns:xlink="http://www.w3.org/1999/xlink">'
     return head + svg[svg.index(">") + 1 :]
 
 
 def save(figure: Any, folder: Path, name: str) -> None:
     """SVG and PDF of a figure on white."""
+    for form in ("svg", "pdf"):
+        written(figure, folder / f"{name}.{form}", form, "white")
+
+
+def written(figure: Any, out: Any, form: str, facecolor: Any) -> None:
+    """A figure into a file, without the date, so that equal figures are equal files."""
     from matplotlib import rc_context
 
-    with rc_context(STYLE):
-        for ending in ("svg", "pdf"):
-            figure.savefig(
-                folder / f"{name}.{ending}",
-                facecolor="white",
-                metadata={"Date": None} if ending == "svg" else {"CreationDate": None},
-            )
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # from a font that only measures the text
+        date = {"Date" if form == "svg" else "CreationDate": None}
+        figure.savefig(out, format=form, facecolor=facecolor, metadata=date)
 
 
 def accuracies(rows: list[dict[str, Any]], path: Path, title: str, baseline: str = "SNN, ce") -> None:
@@ -121,10 +136,10 @@ def accuracies(rows: list[dict[str, Any]], path: Path, title: str, baseline: str
         axes.plot(values, [i] * len(values), "o", color=colour, alpha=0.55, markersize=6, markeredgewidth=0)
         axes.plot([mean, mean], [i - 0.28, i + 0.28], color=colour, linewidth=2.5)
         axes.annotate(f"{mean:.2f}", (max(values), i), (8, 0), textcoords="offset points", va="center", fontsize=9)
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows], parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel("test accuracy [%]; a dot is a seed, a bar the mean")
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
     axes.margins(x=0.12, y=0.1)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -168,7 +183,18 @@ def speed(networks: list[dict[str, Any]], steps: list[dict[str, Any]], path: Pat
 def whole_ticks(axis: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+
+
+def ticks(steps: int) -> range:
+    """At most eight of the time steps 1 .. T."""
+    return range(1, steps + 1, -(-steps // 8))
+
+
+def labelled(values: Sequence[float]) -> set[int]:
+    """Which points of a line find room for a label: of few all, else the first, the best and the last."""
+    count = len(values)
+    return {*range(count)} if count <= 10 else {0, values.index(max(values)), count - 1}
 
 
 @drawn
@@ -198,13 +224,13 @@ def steps(lines: Mapping[str, Sequence[float]], teacher: float | None = None, pa
         times, shown = range(1, len(values) + 1), [100 * v for v in values]
         axes.plot(times, shown, label=name, **style(i))
         if len(lines) == 1:
-            for t, v in zip(times, shown):
-                axes.annotate(f"{v:.2f}", (t, v), (0, -13), textcoords="offset points", ha="center", fontsize=8)
+            for i in labelled(shown):
+                at = times[i], shown[i]
+                axes.annotate(f"{at[1]:.2f}", at, (0, -13), textcoords="offset points", ha="center", fontsize=8)
     if teacher is not None:
         axes.axhline(100 * teacher, color=GREY, linestyle="--", linewidth=1, label="teacher")
-    axes.set(xlabel="time steps t", ylabel=f"{part} accuracy [%]")
+    axes.set(xlabel="time steps t", ylabel=f"{part} accuracy [%]", xticks=ticks(max(map(len, lines.values()))))
     axes.margins(x=0.1, y=0.2)
-    whole_ticks(axes.xaxis)
     if len(lines) > 1 or teacher is not None:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -262,13 +288,12 @@ def raster(images: Any, spikes: Mapping[str, Any], labels: Sequence[str], most: 
     for b in range(count):
         picture(axes[0][b], images[b], labels[b])
         for row, (name, s) in enumerate(spikes.items(), 1):
-            panel, flat = axes[row][b], s[:, b].flatten(1)
-            each = max(1, flat.shape[1] // sizes[row - 1])
-            times, neurons = flat[:, ::each][:, : sizes[row - 1]].nonzero().T.tolist()
+            panel, flat, size = axes[row][b], s[:, b].flatten(1), sizes[row - 1]
+            times, neurons = flat[:, [i * flat.shape[1] // size for i in range(size)]].nonzero().T.tolist()
             panel.scatter([t + 1 for t in times], neurons, s=26, marker="|", color=CYCLE[(row - 1) % 2], linewidths=1.4)
-            panel.set(xlim=(0.5, len(s) + 0.5), ylim=(-1, sizes[row - 1]), yticks=[])
+            panel.set(xlim=(0.5, len(s) + 0.5), ylim=(-1, size), yticks=[])
             panel.grid(False)
-            panel.set_xticks(range(1, len(s) + 1), [str(t) if row == len(names) else "" for t in range(1, len(s) + 1)])
+            panel.set_xticks(ticks(len(s)), [str(t) if row == len(names) else "" for t in ticks(len(s))])
             if not b:
                 panel.set_ylabel(name.removesuffix(".neuron"), rotation=0, ha="right", va="center", fontsize=8)
             if row == len(names):
@@ -277,11 +302,14 @@ def raster(images: Any, spikes: Mapping[str, Any], labels: Sequence[str], most: 
 
 
 def picture(axes: Any, image: Any, title: str) -> None:
-    """An image [C,H,W] in [0,1]; the sum of its channels where these are not RGB."""
+    """An image [C,H,W] in [0,1]; the sum of its channels where these are not RGB. The title is cut to its width."""
     shown = image.permute(1, 2, 0) if len(image) == 3 else image.sum(0)
     axes.imshow(shown.clamp(0, 1).numpy() if len(image) == 3 else shown.numpy(), cmap="gray", interpolation="nearest")
-    axes.set_title(title, fontsize=8.5, loc="center")
+    axes.set_title(short(title, 22), fontsize=8.5, loc="center")
     axes.axis("off")
+
+
+SHADE = 0.45  # opacity of a full cell: numbers on it keep a contrast of 4.5 : 1, on a light page and on a dark one
 
 
 @drawn
@@ -299,13 +327,13 @@ def confusion(matrix: Any, classes: Sequence[str]) -> Any:
                     colour = BLUE if i == j else ORANGE
                     strength = float(share[i, j]) ** (1 if i == j else 0.6)
                     axes.add_patch(
-                        Rectangle((j - 0.5, i - 0.5), 1, 1, color=colour, alpha=0.75 * strength, linewidth=0)
+                        Rectangle((j - 0.5, i - 0.5), 1, 1, color=colour, alpha=SHADE * strength, linewidth=0)
                     )
                     if share[i, j] >= 0.005:
                         axes.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=8)
         axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5))
-        axes.set_xticks(range(n), classes, rotation=40, ha="right")
-        axes.set_yticks(range(n), classes)
+        axes.set_xticks(range(n), map(short, classes), rotation=40, ha="right")
+        axes.set_yticks(range(n), map(short, classes))
     else:
         drawn = axes.imshow(100 * share, cmap="cividis", interpolation="nearest", vmin=0, vmax=100)
         figure.colorbar(drawn, ax=axes, label="[%]")
@@ -332,7 +360,8 @@ def disagreements(samples: Sequence[Mapping[str, Any]]) -> Any:
         for k, (who, colour) in enumerate((("teacher", GREY), ("student", BLUE))):
             at = [j + 0.2 - 0.4 * (k == 0) for j in range(len(names))]
             bars.barh(at, [100 * p for p in sample[who].values()], height=0.38, color=colour, label=who)
-        bars.set_yticks(range(len(names)), [n + " *" if n == sample["label"] else n for n in names], fontsize=7.5)
+        labels = [short(n) + " *" if n == sample["label"] else short(n) for n in names]
+        bars.set_yticks(range(len(names)), labels, fontsize=7.5)
         bars.set(xlim=(0, 100))
         bars.set_xticks((0, 50, 100))
         bars.tick_params(axis="x", labelsize=7.5)
@@ -352,18 +381,18 @@ def pareto(
 ) -> Any:
     """Accuracy against costs. points: {"name", "accuracy", "spread", key of each panel}; panels: (key, axis label).
 
-    joined: the points are one network after 1 .. T steps.  A ring marks what no other point beats in both; of more
-    than NAMED networks only those have their names, and one that lies far below is told and not drawn. part: of the
-    data.
+    joined: the points are one network after 1 .. T steps, of which those `labelled` have their names.  A ring marks
+    what no other point beats in both; of more than NAMED networks only those have their names, and one that lies far
+    below is told and not drawn. part: of the data.
     """
     many = len(points) > NAMED and not joined
     low = floor([p["accuracy"] for p in points]) if many else 0.0
+    line = [p for p in points if joined and not p.get("reference")]
+    unnamed = [p["name"] for i, p in enumerate(line) if i not in labelled([p["accuracy"] for p in line])]
     figure, (axes,) = canvas(7.6, 4.2 if many else 3.0, 1, len(panels), sharey=True)
     for panel, (key, label) in zip(axes, panels):
         shown = [p for p in points if p.get(key) is not None and p["accuracy"] >= low]
-        if joined:
-            own = [p for p in shown if not p.get("reference")]
-            panel.plot([p[key] for p in own], [100 * p["accuracy"] for p in own], color=BLUE, zorder=1)
+        panel.plot([p[key] for p in line], [100 * p["accuracy"] for p in line], color=BLUE, zorder=1)
         for i, p in enumerate(points):  # so that a row has its colour of the other figures
             if p not in shown:
                 continue
@@ -378,13 +407,15 @@ def pareto(
                 panel.plot(
                     p[key], 100 * p["accuracy"], "o", markersize=11, fillstyle="none", color=colour, markeredgewidth=1
                 )
-            if not (many and beaten and not reference):
+            if p["name"] not in unnamed and not (many and beaten and not reference):
                 panel.annotate(p["name"], (p[key], 100 * p["accuracy"]), (7, 5), textcoords="offset points", fontsize=8)
         panel.set_xlabel(label)
         panel.margins(x=0.22, y=0.18)
         panel.locator_params(axis="x", nbins=4)
         if shown and max(p[key] for p in shown) > 30 * max(min(p[key] for p in shown), 1e-9):
             panel.set_xscale("log")
+            panel.xaxis.set_major_formatter("{x:g}")  # the default writes powers as formulas
+            panel.xaxis.set_minor_formatter("")
     axes[0].set_ylabel(f"{part} accuracy [%]")
     if below := [f"{p['name']} {100 * p['accuracy']:.2f}" for p in points if p["accuracy"] < low]:
         axes[0].annotate(f"below: {', '.join(below)}", (0, 0), (4, 5), "axes fraction", "offset points", fontsize=8)
@@ -417,7 +448,7 @@ def energies(rows: Sequence[Mapping[str, Any]]) -> Any:
             va="center",
             fontsize=8,
         )
-    axes.set_xlabel("energy of one image, estimated for 45 nm [nJ]")
+    axes.set_xlabel("energy of a sample, estimated for 45 nm [nJ]")
     axes.set_xlim(0, 1.22 * max(row["total"] for row in rows))
     axes.invert_yaxis()
     figure.legend(loc="outside upper left", ncols=2)

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
@@ -12,18 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from spikedistill import data as data_sets
-from spikedistill import runs
-from spikedistill.core.taps import infer
+from spikedistill import models, own, runs
+from spikedistill.core.taps import TapError, infer
+from spikedistill.data.splits import SomeFrames
 from spikedistill.origin import changed, fingerprint, teacher_print
 from spikedistill.report import comparison, energy, figures, streams
-from spikedistill.report.activity import activity
+from spikedistill.report.activity import activity, spread
 from spikedistill.report.tables import Table
 from spikedistill.spec import SpecError
 from spikedistill.transforms.tt_snn import needs_all_steps
 
 SHOWN = 3  # samples in a raster, and of each kind of disagreement
 RIGHT = ("teacher", "student", "neither")  # who may be, where teacher and student differ
-MEASURED = 500  # samples for rates and operations
+PATIENCE = 10  # seconds between two words on how far it is
 
 
 @dataclass
@@ -50,7 +54,8 @@ def write(
 ) -> Path:
     """Write the report of a folder of a run, comparison or recipe, as `report.html` in it or `out`; returns its path.
 
-    figures_to: a folder for each figure as SVG and PDF.  trust_code: as for `load`.
+    figures_to: a folder for each figure as SVG and PDF, and pictures that a recipe drew as the SVG they are.
+    trust_code: as for `load`.
     Raises SpecError for a folder that holds none of these, a run that is not finished, or a file in the way that is not
     a report.
     """
@@ -64,7 +69,7 @@ def write(
     out = Path(out) if out else path / "report.html"
     if out.is_dir():
         out = out / "report.html"
-    if out.exists() and MARK not in out.read_text(errors="replace"):
+    if out.exists() and MARK not in out.read_text(encoding="utf-8", errors="replace"):
         raise SpecError([f"'{out}' is not a report of ours and is not overwritten: choose another --out"])
     if figures_to:
         folder = Path(figures_to)
@@ -76,7 +81,7 @@ def write(
                 else:
                     figures.save(figure, folder, name)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(render(page))
+    out.write_text(render(page), encoding="utf-8", errors="replace")  # names of folders may be no text
     return out
 
 
@@ -104,42 +109,45 @@ def of_run(folder: Path, trust_code: bool = False) -> dict[str, Any]:
     if not (folder / "result.json").exists():
         raise SpecError([f"'{folder}': the run is not finished, so there is nothing to report yet"])
     config, result, machine = (runs.read_json(folder / f"{n}.json") for n in ("config", "result", "machine"))
-    name, test = ("test", result["test"]) if "test" in result else ("validation", result["valid"])
+    name, test = ("test", result["test"]) if "test" in result else ("validation", result.get("valid"))
+    by_step, act = test["by_step"] if test else [], result.get("activity") or {}
     learned = figures.curves(history(folder / "metrics.jsonl"), result["best_epoch"])
-    sections, missing = [Section("Training", {"curves": (learned, "")})], []
+    sections, missing, seen, teacher_accuracy = [Section("Training", {"curves": (learned, "")})], [], None, None
     try:
         seen = look(folder, config, result, trust_code)
+        teacher_accuracy = seen["teacher_accuracy"]
     except (SpecError, data_sets.DataError, OSError) as error:
-        seen = None
-        missing = [f"Without rasters, confusion and disagreements: {' '.join(str(error).split())}"]
-    missing += seen["without"] if seen else []
-    teacher_accuracy = seen["teacher_accuracy"] if seen else None
-    if len(test["by_step"]) > 1:
-        caption = (
-            f"Mean output of the first t of {len(test['by_step'])} steps, on {test['samples']:,} samples of {name}."
-        )
+        missing.append(f"Without rasters, confusion and disagreements: {' '.join(str(error).split())}")
+    if len(by_step) > 1:
+        caption = f"Mean output of the first t of {len(by_step)} steps, on {test['samples']:,} samples of {name}."
         if seen and seen["frames"]:
             caption += f" The student sees frames {said(seen['frames'])} of a recording, counted from 0."
-        at = {"accuracy_by_step": (figures.steps({"student": test["by_step"]}, teacher_accuracy, name), caption)}
+        at = {"accuracy_by_step": (figures.steps({"student": by_step}, teacher_accuracy, name), caption)}
         sections.append(Section("Accuracy at every time step", at))
     if seen:
         sections += sections_of(seen)
+        missing += seen["without"]
     sections += [Section("Settings", facts=[(k, said(v)) for k, v in config.items()]), origin(machine, result)]
-    act = result.get("activity") or {}
-    tiles = [(f"{test['accuracy']:.2%}", f"{name} accuracy, {test['samples']:,} samples")]
+    tiles = [(f"{test['accuracy']:.2%}", f"{name} accuracy, {test['samples']:,} samples")] if test else []
     if teacher_accuracy is not None:
         tiles.append((f"{teacher_accuracy:.2%}", "teacher, the same samples"))
+    elif result.get("teacher_accuracy") is not None:
+        of = f"teacher, {seen['teacher_sees'] if seen else ''}validation"
+        tiles.append((f"{result['teacher_accuracy']:.2%}", of))
     if act.get("rate") is not None:
         tiles.append((f"{act['rate']:.3f}", "spikes per neuron and step"))
     if act:
-        tiles.append((f"{act['operations']['ac'] / 1e6:.2f} M", "synaptic additions a sample"))
+        additions = act["operations"]["ac"]
+        value, what = (additions, "synaptic additions") if additions else (act["operations"]["dense"], "multiply-adds")
+        tiles.append((f"{value / 1e6:.2f} M", f"{what} a sample"))
     tiles.append((f"{result['parameters']['student']:,}", "parameters"))
     tiles.append((f"{result['train_seconds']:,.0f} s", f"training, {result['precision']} on {result['device']}"))
-    methods = " + ".join(config["method"])
+    steps = len(by_step) if len(by_step) > 1 else config["steps"]
+    timed = len(by_step) > 1 or act.get("rate") is not None or act.get("frames", 1) > 1  # an ANN on images is not
+    about = [f"{config['student']} on {config['data']}", *([f"T = {steps}"] if timed else [])]
     return {
-        "title": f"{folder.name}: {methods}",
-        "subtitle": f"{config['student']} on {config['data']}, T = {config['steps']}, "
-        f"{result['epochs']} epochs, seed {result['seed']}",
+        "title": f"{folder.name}: {' + '.join(config['method'])}",
+        "subtitle": ", ".join([*about, f"{result['epochs']} epochs", f"seed {result['seed']}"]),
         "tiles": tiles,
         "sections": [*sections, *([Section("Not shown", says=missing)] if missing else [])],
         "footer": footer(machine),
@@ -160,10 +168,15 @@ def said(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict | bool) or value is None else str(value)
 
 
-def origin(machine: Mapping[str, Any], result: Mapping[str, Any]) -> Section:
+def made_on(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Versions, hardware and command."""
     facts = [("versions", ", ".join(f"{k} {v}" for k, v in machine["versions"].items()))]
     facts += [(k, str(machine[k])) for k in ("processor", "gpu", "system", "threads") if k in machine]
-    facts += [("command", " ".join(machine.get("command", [])))]
+    return [*facts, ("command", " ".join(machine.get("command", [])))]
+
+
+def origin(machine: Mapping[str, Any], result: Mapping[str, Any]) -> Section:
+    facts = made_on(machine)
     if "loss" in result:
         loss = {name: w if isinstance(w, str) else f"{w:.4g}" for name, w in result["loss"].items()}
         facts += [("loss", " + ".join(f"{weight} {name}" for name, weight in loss.items()))]
@@ -189,6 +202,9 @@ def look(
     These are the test data, or with --no-test, which leaves them alone, those of validation. Raises SpecError where
     data or teacher are no longer those of the run.
     """
+    part = "test" if "test" in result else "valid"
+    if part not in result:
+        raise SpecError(["the run left its test data alone, and has no others to be measured on"])
     without: list[str] = []
     student = runs.load(folder, fast=False, trust_code=trust_code)
     data_sets.refuse_code(config, trust_code)
@@ -200,88 +216,143 @@ def look(
             raise SpecError([f"data: {what} of '{config['data']}' are {now} now, the student knows {about[what]}"])
     if changed(folder, {"data": fingerprint(data)}):
         raise SpecError([f"data: '{config['data']}' are others than the run was made with"])
-    teacher, images = None, data_sets.images_of(data)
-    if config.get("teacher") and Path(config["teacher"]).exists():
-        if changed(folder, {"teacher": teacher_print(config["teacher"])}):
-            raise SpecError([f"teacher: '{config['teacher']}' is another one than the run was made with"])
+    teacher, images, by = None, data_sets.images_of(data), config.get("teacher")
+    if by:
+        if changed(folder, {"teacher": teacher_print(by)} if Path(by).exists() else {"code": own.prints([by])}):
+            raise SpecError([f"teacher: '{by}' is another one than the run was made with"])
         try:
-            teacher = runs.load(config["teacher"], fast=False, trust_code=trust_code)
+            teacher = teacher_of(config, data, trust_code)
         except SpecError as error:
-            without.append(f"Without the teacher: {error}")
-    elif config.get("teacher"):
-        without.append(f"Without the teacher: '{config['teacher']}' is no run folder that is found from here.")
-    shown = images if images is not None and teacher is not None and of_images(config["teacher"], data) else data
+            without.append(f"Without the teacher: {' '.join(str(error).split())}")
+    shown = images if images is not None and teacher is not None and of_images(config, data) else data
     frames = about.get("frames")  # of a recording, that the student sees; the teacher sees all
     ours = data_sets.at_frames(data, frames)
     matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
     counts = dict.fromkeys(RIGHT, 0)
     differ: dict[str, list[tuple[Tensor, int, Tensor, Tensor]]] = {who: [] for who in RIGHT}
-    right = seen = 0
-    part = "test" if "test" in result else "valid"
-    for batch in getattr(data, part):
+    right, split, said_at = 0, getattr(data, part), time.monotonic()
+    for batch in split:
         x = batch["x"][frames] if ours is not data else batch["x"]
-        own = infer(student, x).logits.float().mean(0)
+        mine = infer(student, x).logits.mean(0)
         y = batch["y"]
-        matrix.index_put_((y, own.argmax(1)), torch.ones_like(y), accumulate=True)
+        matrix.index_put_((y, mine.argmax(1)), torch.ones_like(y), accumulate=True)
         if teacher is not None and shown is data:
-            theirs = infer(teacher, batch["x"]).logits.float().mean(0)
-            right, seen = right + int((theirs.argmax(1) == y).sum()), seen + len(y)
-            for b in (theirs.argmax(1) != own.argmax(1)).nonzero()[:, 0].tolist():
-                who = "teacher" if theirs[b].argmax() == y[b] else "student" if own[b].argmax() == y[b] else "neither"
+            theirs = infer(teacher, batch["x"]).logits.mean(0)
+            right += int((theirs.argmax(1) == y).sum())
+            for b in (theirs.argmax(1) != mine.argmax(1)).nonzero()[:, 0].tolist():
+                true = int(y[b])
+                who = "teacher" if theirs[b].argmax() == true else "student" if mine[b].argmax() == true else "neither"
                 counts[who] += 1
                 if counts[who] <= SHOWN:  # copies: a view would keep its batch
                     image = frame(batch["x"], b).clone()
-                    differ[who].append((image, int(y[b]), own[b].softmax(0), theirs[b].softmax(0)))
-    held_out = ours.valid or ours.test  # where there is no validation, the result has test data
-    measured = activity(student, held_out, samples=MEASURED, neurons=True)
-    by_step = result[part]["by_step"]
-    first = next(iter(getattr(ours, part)))
-    prefix = []
-    if measured["layers"] and first["x"].ndim == 4 and len(by_step) > 1 and not needs_all_steps(student):
-        if "steps" in signature(student.forward).parameters:
-            prefix = [operations_at(student, held_out, t) for t in range(1, len(by_step) + 1)]
-        else:
-            without.append("Accuracy and cost of the first t steps: forward of the student takes no `steps`.")
-    taught = activity(teacher, shown.valid or shown.test, samples=100) if teacher is not None else None
+                    differ[who].append((image, true, mine[b].softmax(0), theirs[b].softmax(0)))
+        if time.monotonic() - said_at > PATIENCE:
+            said_at = time.monotonic()
+            print(f"report: {int(matrix.sum()):,} of {split.samples:,} samples", file=sys.stderr, flush=True)
+    held_out, where = (ours.test, "test") if ours.valid is None else (ours.valid, "validation")
+    measured = activity(student, held_out, neurons=True)  # on the samples of the result
+    prefix, why = at_every_step(student, held_out, measured)
+    if why:
+        without.append(f"Accuracy and cost of the first t steps: {why}.")
+    taught = activity(teacher, shown.test if shown.valid is None else shown.valid) if teacher is not None else None
     for who, of in (("student", measured), ("teacher", taught)):
         if of is not None and not energy.counted(of):
             without.append(f"Energy of the {who}: its neurons are another library's, whose spikes are not counted.")
+        if of is not None and of.get("uncounted"):
+            without.append(f"Operations of the {who} in {', '.join(of['uncounted'])}: there is no count for them.")
     return {
         "student": student,
         "without": without,
-        "classes": data.classes,
+        "classes": [name.encode(errors="replace").decode() for name in data.classes],  # a folder's may be no text
         "frames": frames if ours is not data else None,
-        "batch": first,
+        "batch": next(iter(spread(getattr(ours, part), SHOWN))),
         "confusion": matrix,
         "differ": differ,
         "counts": counts,
-        "teacher_accuracy": right / seen if seen else None,
+        "teacher_accuracy": right / int(matrix.sum()) if teacher is not None and shown is data else None,
+        "teacher_sees": "on its images, " if shown is not data else "",
         "activity": measured,
+        "measured_on": f"{measured['samples']:,} samples of {where}",
         "part": "test" if part == "test" else "validation",
+        "precision": result["precision"],
         "teacher_activity": taught,
         "pairs_of_streams": next(iter(data.train)) if images is not None else None,
         "prefix": prefix,
-        "by_step": by_step,
-        "licence": data.licence,
+        "by_step": result[part]["by_step"],
     }
 
 
-def of_images(teacher: str, data: Any) -> bool:
+def teacher_of(config: Mapping[str, Any], data: Any, trust_code: bool) -> nn.Module:
+    """The teacher of a run, built as `distill` builds it. Raises SpecError that says what is missing."""
+    by = config["teacher"]
+    if Path(by).exists():
+        return runs.load(by, fast=False, trust_code=trust_code)
+    if own.is_own(by):
+        if not trust_code:
+            raise SpecError([f"it is made by the code '{by}': if you trust it, give --trust-code"])
+    elif by.partition(":")[0] not in models.LIBRARIES:
+        raise SpecError([f"'{by}' is no run folder that is found from here"])
+    elif models.weightless(by):
+        raise SpecError([f"'{by}' names no trained weights"])
+    if data_sets.images_of(data) is not None:
+        raise SpecError([f"'{by}' is no run folder, which would say whether it was trained on images or events"])
+    given = {"classes": len(data.classes), "channels": data.shape[0], "mean": data.mean, "std": data.std}
+    try:
+        return models.build(by, **({} if models.keeps_classes(by) else given | {"steps": config["steps"]}))
+    except SpecError:
+        raise
+    except Exception as error:  # anything may go wrong in code of others, such as weights that are no longer there
+        raise SpecError([f"'{by}' cannot be built: {type(error).__name__}: {error}"]) from error
+
+
+def of_images(config: Mapping[str, Any], data: Any) -> bool:
     """Whether a teacher was trained on other inputs than the events, that is on the images they are paired with."""
-    return runs.about(teacher).get("shape", list(data.shape)) != list(data.shape)
+    by = Path(config["teacher"])
+    if runs.about(by).get("shape", [*data.shape]) != [*data.shape]:
+        return True
+    return (by / "config.json").exists() and runs.read_json(by / "config.json")["data"] == config["pair"]
 
 
 def frame(x: Tensor, b: int) -> Tensor:
-    """One sample as an image [C,H,W]; frames over time are summed."""
-    return x[:, b].sum(0) if x.ndim == 5 else x[b]
+    """One sample as an image [C,H,W]; of frames over time their mean, which is in [0,1] where they are."""
+    return x[:, b].mean(0) if x.ndim == 5 else x[b]
 
 
-def operations_at(student: nn.Module, data: Any, steps: int) -> dict[str, Any]:
-    """Million operations and nJ of a sample that is stopped after `steps`."""
-    measured = activity(student, data, steps=steps, samples=200)
-    ops = measured["operations"]
-    joules = energy.per_sample(measured) or {"total": None, "compute": None}
-    return {"name": f"t = {steps}", "operations": (ops["ac"] + ops["mac"]) / 1e6, "total": joules["total"]}
+def at_every_step(student: nn.Module, split: Any, measured: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """Million operations and nJ of a sample that is stopped after 1 .. T steps; or none, and why.
+
+    measured: the `activity` of all T.
+    """
+    last, frames = measured["steps"], measured.get("frames", 1) > 1
+    if not measured["layers"]:
+        return [], "no spikes of the student were counted" if last > 1 else ""
+    if last == 1:
+        return [], "the student takes one"
+    if needs_all_steps(student):
+        return [], "layers of the student change after half of its steps"
+    if not frames and "steps" not in signature(student.forward).parameters:
+        return [], "forward of the student takes no `steps`"
+    points = []
+    for t in range(1, last + 1):
+        first: dict[str, Any] = {"data": SomeFrames(split, tuple(range(t)))} if frames else {"data": split, "steps": t}
+        try:
+            of = measured if t == last else activity(student, **first)
+        except Exception as error:  # a student of yours may want all of its frames
+            return [], f"the student does not run for {t}: {error}"
+        if of["steps"] != t:
+            return [], f"the student takes {of['steps']} where it is asked for {t}"
+        row = energy.table(of)[0]  # the student, in float32
+        points.append({"name": f"t = {t}", "operations": row["operations"], "total": row["total"]})
+    return points, ""
+
+
+def spikes_of(student: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    """Spikes [T, B, ...] of those layers that fire once, each by itself, so that another one takes none away."""
+    spikes = {}
+    for name in layers:
+        with suppress(TapError):
+            spikes |= infer(student, x, taps=[name]).taps
+    return spikes
 
 
 def sections_of(seen: Mapping[str, Any]) -> list[Section]:
@@ -291,40 +362,43 @@ def sections_of(seen: Mapping[str, Any]) -> list[Section]:
         drawn = {
             "firing_rates": (
                 figures.rates(measured["layers"]),
-                f"On {measured['samples']} samples of validation. Right: the median (dot), the middle half (thick) and "
+                f"On {seen['measured_on']}. Right: the median (dot), the middle half (thick) and "
                 "90 % (thin) of the layer's neurons; silent neurons never fired.",
             )
         }
-        batch = seen["batch"]
-        x = batch["x"][:, :SHOWN] if batch["x"].ndim == 5 else batch["x"][:SHOWN]
-        spikes = infer(seen["student"], x, taps=list(measured["layers"])).taps
-        labels = [classes[int(y)] for y in batch["y"][:SHOWN]]
-        images = torch.stack([frame(x, b) for b in range(len(labels))])
-        drawn["raster"] = (
-            figures.raster(images, spikes, labels),
-            "Spikes of up to 40 neurons of every layer, evenly spaced; a row is a neuron.",
-        )
+        x, labels = seen["batch"]["x"], [classes[int(y)] for y in seen["batch"]["y"]]
+        spikes = spikes_of(seen["student"], x, list(measured["layers"]))
+        if left := [name for name in measured["layers"] if name not in spikes and "#" not in name]:
+            seen["without"].append(f"Spikes of {', '.join(left)}: called more than once, they are several layers.")
+        if spikes:
+            images = torch.stack([frame(x, b) for b in range(len(labels))])
+            caption = "Spikes of up to 40 neurons of every layer, evenly spaced; a row is a neuron."
+            drawn["raster"] = (figures.raster(images, spikes, labels), caption)
         sections.append(Section("Spikes", drawn))
     if (batch := seen["pairs_of_streams"]) is not None:
         caption = (
             "What the networks read in training: the image, drawn anew for every sample of events from those of its "
             "class, and over time the stream of images, before any is replaced, above that of events."
         )
-        drawn = {"streams": (streams.draw(batch, classes=classes), caption)}
-        sections.append(Section("Images and events", drawn))
+        try:
+            drawn = {"streams": (streams.draw(batch, classes=classes), caption)}
+            sections.append(Section("Images and events", drawn))
+        except ValueError as error:
+            seen["without"].append(f"Images and events: {error}.")
     energies = energy.table(measured, seen["teacher_activity"])
     points = [p | {"accuracy": a} for p, a in zip(seen["prefix"], seen["by_step"])]
     drawn = {}
-    if len(points) > 1:
+    if points:
         if seen["teacher_accuracy"] is not None:
             about = {"name": "teacher", "accuracy": seen["teacher_accuracy"], "reference": True}
             of_teacher = [row for row in energies if row["name"] == "teacher"]
             points += [about | {k: row[k] for k in ("operations", "total")} for row in of_teacher]
         panels = [
-            ("operations", "operations of an image [millions]"),
-            ("total", "energy of an image, memory included [nJ]"),
+            ("operations", "operations of a sample [millions]"),
+            ("total", "energy of a sample, memory included [nJ]"),
         ]
-        caption = "The student stopped after 1 .. T steps. A ring: nothing else here is better in both."
+        caption = "The student stopped after 1 .. T steps. Operations: additions of spikes, and dense multiply-adds of "
+        caption += "other inputs. A ring: nothing else here is better in both."
         drawn["accuracy_cost"] = (figures.pareto(points, panels, joined=True, part=seen["part"]), caption)
     if energy.counted(measured):
         drawn["energy"] = (
@@ -343,19 +417,20 @@ def sections_of(seen: Mapping[str, Any]) -> list[Section]:
         for name, s in measured["synapses"].items()
     ]
     heads = ["layer", "its input asks for", "operations [thousands]", "dense [thousands]", "parameters"]
-    notes = [
+    notes = [f"Operations and energy: on {seen['measured_on']}."]
+    notes += [
         f"{name}: its input is the mean of {s['averaged']} values, of which every spike is counted"
         for name, s in measured["synapses"].items()
         if s["averaged"] > 1
     ]
     sections.append(Section("Operations and energy", drawn, [Table(heads, layers)], notes=notes))
     matrix = seen["confusion"].numpy()
-    sections.append(
-        Section(
-            "Confusion",
-            {"confusion": (figures.confusion(matrix, classes), f"{int(matrix.sum()):,} {seen['part']} samples.")},
-        )
-    )
+    caption = f"{int(matrix.sum()):,} {seen['part']} samples."
+    if "bf16" in seen["precision"]:
+        caption += f" Here and for the teacher in float32; the student's accuracy above is in {seen['precision']}."
+    if seen["teacher_sees"]:
+        caption += " The teacher sees images, the student events: on which samples they differ is not asked."
+    sections.append(Section("Confusion", {"confusion": (figures.confusion(matrix, classes), caption)}))
     if any(seen["counts"].values()):
         sections.append(disagreement(seen["counts"], seen["differ"], classes, int(matrix.sum()), seen["part"]))
     return sections
@@ -366,12 +441,12 @@ def disagreement(
 ) -> Section:
     """Where teacher and student differ: how often who is right, and samples where one of them is."""
     shown, total = [], sum(counts.values())
-    for image, y, own, theirs in [*differ["teacher"], *differ["student"]]:
-        order = dict.fromkeys([y, *own.topk(2).indices.tolist(), *theirs.topk(2).indices.tolist()])
+    for image, y, ours, theirs in [*differ["teacher"], *differ["student"]]:
+        order = dict.fromkeys([y, *ours.topk(2).indices.tolist(), *theirs.topk(2).indices.tolist()])
         top = list(order)[:4]
         shown.append(
             {"image": image, "label": classes[y]}
-            | {who: {classes[k]: float(p[k]) for k in top} for who, p in (("student", own), ("teacher", theirs))}
+            | {who: {classes[k]: float(p[k]) for k in top} for who, p in (("student", ours), ("teacher", theirs))}
         )
     words = ", ".join(f"{who} right {counts[who]:,}" for who in ("teacher", "student"))
     share = f"{total:,} of {samples:,} {part} samples ({total / samples:.1%})"
@@ -411,9 +486,7 @@ def of_recipe(folder: Path, made: Mapping[str, Any]) -> dict[str, Any]:
     if lines := histories(of):
         sections.append(Section("Training", {"learning": (figures.learning(lines), "Mean over seeds.")}))
     sections.append(Section("Settings", facts=[(k, said(v)) for k, v in made["config"].items()]))
-    facts = [("versions", ", ".join(f"{k} {v}" for k, v in machine["versions"].items()))]
-    facts += [(k, str(machine[k])) for k in ("processor", "gpu", "system", "threads") if k in machine]
-    facts += [("command", " ".join(machine["command"])), ("training, all runs", f"{made['seconds']:,.0f} s")]
+    facts = [*made_on(machine), ("training, all runs", f"{made['seconds']:,.0f} s")]
     facts += [(row["name"], ", ".join(row["runs"])) for row in rows]
     notes = ["Each of these runs has a report of its own: spikedistill report FOLDER/RUN."]
     sections.append(Section("Where the numbers come from", facts=facts, notes=notes))
@@ -465,8 +538,8 @@ def of_compare(folder: Path) -> dict[str, Any]:
         for r in rows
     ]
     panels = [
-        ("operations", "operations of an image [millions]"),
-        ("energy", "energy of an image [nJ]"),
+        ("operations", "operations of a sample [millions]"),
+        ("energy", "energy of a sample [nJ]"),
         ("seconds", f"training [{'CPU s' if comparison.timed(rows) else 's'}]"),
     ]
     panels = [p for p in panels if all(point[p[0]] is not None for point in points)]
@@ -501,11 +574,8 @@ def of_compare(folder: Path) -> dict[str, Any]:
     sections.append(Section("What differs between rows", facts=settings))
     sections.append(Section("The same for all", facts=[(k, said(v)) for k, v in c["settings"].items()]))
     machine = c["machine"]
-    facts = [
-        ("versions", ", ".join(f"{k} {v}" for k, v in machine["versions"].items())),
-        ("processor", machine["processor"]),
-    ]
-    facts += [("seeds", said(c["seeds"])), ("data, teacher", ", ".join(str(v) for v in c["origin"].values()))]
+    facts = [*made_on(machine)]
+    facts += [("seeds", said(c["seeds"])), ("data, teacher", f"{c['origin']['data']}, {c['origin']['teacher']}")]
     facts += [("training, all runs", f"{c['seconds']:,.0f} s")]
     sections.append(Section("Where the numbers come from", facts=facts, notes=[f"{n}." for n in c["notes"]]))
     tiles = []

@@ -70,7 +70,7 @@ def draw(batch: Batch, *, samples: int = 3, classes: Sequence[str] = (), title: 
             edge.set(color="0.8", linewidth=0.6)
 
     def write(text: str, x: float, y: float, **how) -> None:
-        style: Any = {"fontsize": 9, "va": "bottom"} | how
+        style: Any = {"fontsize": 9, "va": "bottom", "parse_math": False} | how
         figure.text(x / width, 1 - y / height, text, **style)
 
     y = MARGIN + LINE * bool(title)

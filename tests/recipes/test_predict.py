@@ -154,6 +154,72 @@ def test_a_network_of_another_library_answers_for_all_its_steps(pictures, tmp_pa
     assert "neurons are another library's" in mistakes_of(capsys, "export", out, "--trust-code", "--to", "nir")
 
 
+MINE = """
+from torch import nn
+from spikedistill.models.layers import Conv2d, sequence
+from spikedistill.neurons import LIF
+
+class Mine(nn.Module):
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.conv, self.neuron, self.head = Conv2d(channels, 4, 3), LIF(v_th=0.1), nn.Linear(4, classes)
+    def run(self, x, steps):
+        return self.head(self.neuron(self.conv(x), len(x) if len(x) > 1 else steps).mean((-2, -1)))
+    def forward(self, x, steps=None):
+        return self.run(sequence(x), steps or 3)
+
+class Bare(Mine):
+    def forward(self, x):
+        return self.run(sequence(x), 3)
+
+class Rectified(nn.Module):
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(channels, 4, 3), nn.Linear(4, classes)
+    def forward(self, x):
+        return self.head(self.conv(x).relu().mean((-2, -1)))
+"""
+
+
+def test_a_student_of_yours_takes_the_steps_that_it_takes(pictures, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(MINE)
+
+    def trained(name):
+        out = str(tmp_path / name)
+        words = ["--data", f"folder:{pictures}", "--student", f"{tmp_path / 'mine.py'}:{name}", "--method", "ce"]
+        ok("distill", *words, "--epochs", "1", "--precision", "32-true", "--no-progress", "--out", out)
+        return out, json.loads((tmp_path / name / "result.json").read_text())["test"]
+
+    for name in ("Mine", "Bare"):
+        out, want = trained(name)
+        found = predict.run(predict.Config(run=out, precision="32-true", trust_code=True))
+        assert found["mean_steps"] == len(want["by_step"]) == 3 and found["accuracy"] == want["accuracy"]
+    text = mistakes_of(capsys, "predict", out, "--trust-code", "--steps", "2")
+    assert "the student takes 3, whatever it is asked" in text
+    for flag in (["--stream"], ["--confidence", "0.5"]):
+        assert "takes 3 time steps for a frame" in mistakes_of(capsys, "predict", out, "--trust-code", *flag)
+    out, how = str(tmp_path / "Mine"), {"run": str(tmp_path / "Mine"), "precision": "32-true", "trust_code": True}
+    assert predict.run(predict.Config(**how, steps=2))["mean_steps"] == 2
+    assert predict.run(predict.Config(**how, confidence=1.0))["mean_steps"] == 3
+    assert "trained with 3, give 1 to 3" in mistakes_of(capsys, "predict", out, "--trust-code", "--steps", "4")
+    how["run"], _ = trained("Rectified")
+    assert predict.run(predict.Config(**how, confidence=1.0))["mean_steps"] == 1
+
+
+def test_an_ann_sees_an_image_once(pictures, tmp_path):
+    data = load(f"folder:{pictures}")
+    model = build("small(widths=(3, 4), neuron=relu)", classes=3, channels=1, steps=4)
+    runs.save(model, tmp_path / "student.safetensors", classes=list(data.classes), shape=list(data.shape))
+    how = {"run": str(tmp_path), "data": f"folder:{pictures}", "precision": "32-true"}
+    whole, sure = (predict.run(predict.Config(**how, confidence=c)) for c in (None, 0.99))
+    assert sure["mean_steps"] == 1 and sure["accuracy"] == whole["accuracy"]
+
+
+def test_names_of_files_that_are_not_utf8_are_written_as_they_are(tmp_path):
+    predict.write(tmp_path / "a.csv", [{"sample": "caf\udce9.png", "label": "\u732b"}], {})
+    assert (tmp_path / "a.csv").read_bytes().splitlines()[1] == b"caf\xe9.png," + "\u732b".encode()
+
+
 def test_a_student_of_events_reads_no_image_files(tmp_path, pictures, capsys):
     runs.save(build("small(widths=(3, 4))", classes=3, channels=2), tmp_path / "student.safetensors", shape=[2, 12, 12])
     text = mistakes_of(capsys, "predict", str(tmp_path), "--files", str(pictures / "left" / "0.png"))

@@ -37,6 +37,6 @@ def test_picture(tmp_path, end):
     mixed["source"] = mixed["source"].expand(3, -1, -1, -1, -1).clone()
     mixed["source"][:, 1] = mixed["x"][:, 1]
     assert picture(mixed, tmp_path / f"b.{end}", samples=99).stat().st_size > len(data)
-    picture({"x": batch(1)["x"]}, tmp_path / f"c.{end}")
+    picture({"x": batch(1)["x"], "y": torch.arange(4)}, tmp_path / f"c.{end}", classes=("$a_{$", "b", "c", "d"))
     with pytest.raises(ValueError, match=r"x is \[3, 2, 8, 10\]: a picture over time needs frames"):
         picture({"x": batch()["x"][:, 0]}, tmp_path / f"d.{end}")
