@@ -38,7 +38,8 @@ Every plan is built with default settings for `small(classes=10)` as student and
 - **extra** parameters that exist in training only. **merges with** other methods by default settings, each with the
   balance of labels to its own terms that it has alone. Left out are those that show teacher or student other data
   (`ckd`, `hsd`, `static2dvs` beside `ckd`), and labels that fade (`tks`; with `static=yes` it merges).
-- **cost** of a step of training against `ce`, measured, in brackets with a cached teacher, see `results/`.
+- **cost** of a step of training against `ce`, in brackets with a cached teacher, as `spikedistill bench` measured it
+  (results/speed/speed.md); empty where it did not.
 
 """
 

@@ -125,14 +125,13 @@ def show(name: str) -> None:
     if kind == "data":
         return print(f"{name}: {catalogue(kind)[name]}")
     function = things(kind)[name]
-    module = sys.modules[function.__module__]
+    module: Any = sys.modules[function.__module__]
     print(f"{name} ({kind[:-1]})\n")
     if kind in ("models", "transforms", "optimizers"):
         print(first_line(kind, function), "\n")
-    if kind == "optimizers":
-        module = sys.modules["spikedistill.optim.stds"] if "stds" in name else None
-    if module is not None and module.__doc__:
-        print(module.__doc__.strip(), "\n")
+    about = sys.modules["spikedistill.optim.stds"] if "stds" in name else None if kind == "optimizers" else module
+    if about is not None and about.__doc__:
+        print(about.__doc__.strip(), "\n")
     if kind == "recipes":
         table_of(*config_rows(module.Config))
     else:

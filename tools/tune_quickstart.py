@@ -1,8 +1,9 @@
 """How the quickstart's settings were chosen: a grid of runs, ranked by mean accuracy on the validation split.
 
 Run:    python tools/tune_quickstart.py --out runs/tune
-The same learning rates and seeds for every method. The test split is not looked at. About an hour on 2 cores; finished
-runs are not repeated. Writes results/quickstart/tuning.md.
+Three learning rates and three seeds for the twin, ce, kd and bkd; two more settings of bkd have one learning rate. The
+test split is not looked at. About an hour on 2 cores; finished runs are not repeated.
+Writes results/quickstart/tuning.md.
 """
 
 import argparse

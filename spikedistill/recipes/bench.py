@@ -1,6 +1,6 @@
 """How fast: a training step and inference here and in other libraries, the neuron alone, and what each method costs.
 
-Run:    spikedistill bench --out results/speed         pip install 'spikedistill[bench]' brings the other libraries
+Run:    spikedistill bench --out results/speed         pip install 'spikedistill[bench]' brings the others but sinabs
 Everything that is compared is timed in turns on this machine, medians and quartiles. Libraries that are not installed
 are left out by name. Give it the machine for itself: another program on the same cores spoils the figures.
 """

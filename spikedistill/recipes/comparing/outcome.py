@@ -171,7 +171,7 @@ def references(
         try:
             data = distill.load_data(c)
             shown = distill.seen_by_teacher(data, [name for row in rows for name in row.methods])
-            network = distill.networks(c, data, shown=shown)[1]
+            network: Any = distill.networks(c, data, shown=shown)[1]
             teacher = activity(network, shown.test if shown.valid is None else shown.valid, samples=50)
             why = "" if energy.counted(teacher) else FOREIGN
         except Exception as error:  # all runs are finished: nothing of them is lost for want of a reference
