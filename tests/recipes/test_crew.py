@@ -36,11 +36,15 @@ def test_a_run_in_this_process_stops_at_once(tmp_path, monkeypatch, number, way)
         done.append(c)
 
     monkeypatch.setattr(crew.distill, "run", run)
-    with pytest.raises(KeyboardInterrupt), crew.Crew(config(tmp_path, jobs=0)) as team:
-        if way == "all":
-            team.all([job(tmp_path)])
-        else:
-            team.map(lambda row: team.one(job(tmp_path, row.name)), [Row("ce", ("ce",))])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it puts behind ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt), crew.Crew(config(tmp_path, jobs=0)) as team:
+            if way == "all":
+                team.all([job(tmp_path)])
+            else:
+                team.map(lambda row: team.one(job(tmp_path, row.name)), [Row("ce", ("ce",))])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not done
 
 
