@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from spikedistill import data as data_sets
 from spikedistill import models, own, runs
 from spikedistill.core.taps import TapError, infer
 from spikedistill.data.splits import SomeFrames
+from spikedistill.inference import takes_steps
 from spikedistill.origin import changed, fingerprint, teacher_print
 from spikedistill.report import comparison, energy, figures, streams
 from spikedistill.report.activity import activity, spread
@@ -330,7 +330,7 @@ def at_every_step(student: nn.Module, split: Any, measured: Mapping[str, Any]) -
         return [], "the student takes one"
     if needs_all_steps(student):
         return [], "layers of the student change after half of its steps"
-    if not frames and "steps" not in signature(student.forward).parameters:
+    if not frames and not takes_steps(student):
         return [], "forward of the student takes no `steps`"
     points = []
     for t in range(1, last + 1):
